@@ -1,0 +1,131 @@
+"""Manifests: a JSON object a line, ``{"audio": path, "text": ..., "speaker"?: ..., "seconds"?: ..., "words"?: ...}``."""
+
+from __future__ import annotations
+
+import json
+import math
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tiny_audio.data.folder import FileSource
+from tiny_audio.data.source import LazySequence
+from tiny_audio.data.utterance import AudioRef, Problem, Utterance, Word
+from tiny_audio.errors import UserError
+from tiny_audio.hub.asr_audio import AudioError, audio_seconds
+
+
+class ManifestSource(FileSource):
+    """The rows of a ``manifest.jsonl``; paths are relative to the manifest, or absolute.
+
+    What stays in memory is where each line begins and its seconds (16 bytes a row); a row is parsed again when
+    it is asked for. Rows without ``seconds`` get them from the header of their audio.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.name = name
+        self.problems = []
+        self._path = path
+        self._offsets = array("q")
+        self._seconds = array("d")
+        try:
+            with path.open("rb") as file:
+                offset = 0
+                for number, line in enumerate(file, start=1):
+                    if line.strip():
+                        self._scan_line(line, offset, number)
+                    offset += len(line)
+        except OSError as error:
+            raise UserError(f"{path}: the manifest cannot be read ({error.strerror})") from error
+        self.require_rows()
+
+    def utterances(self) -> Sequence[Utterance]:
+        return LazySequence(len(self._offsets), self._utterance)
+
+    def seconds(self) -> np.ndarray:
+        return np.array(self._seconds, dtype=np.float32)
+
+    def _scan_line(self, line: bytes, offset: int, number: int) -> None:
+        where = f"{self._path.name} line {number}"
+        try:
+            row = parse_row(line)
+        except ValueError as error:
+            self.problems.append(Problem(where, str(error)))
+            return
+        audio = self._path.parent / row["audio"]
+        seconds = row.get("seconds")
+        try:
+            if seconds is None:
+                seconds = audio_seconds(audio)
+            elif not audio.is_file():
+                raise AudioError("no such file")
+        except (AudioError, OSError) as error:
+            reason = str(error).removeprefix(f"{audio}: ")
+            self.problems.append(Problem(where, f"{row['audio']}: {reason}"))
+            return
+        self._offsets.append(offset)
+        self._seconds.append(seconds)
+
+    def _utterance(self, index: int) -> Utterance:
+        with self._path.open("rb") as file:
+            file.seek(self._offsets[index])
+            row = parse_row(file.readline())
+        return Utterance(
+            id=str(row["id"]) if "id" in row else Path(row["audio"]).with_suffix("").as_posix(),
+            text=row["text"],
+            seconds=self._seconds[index],
+            audio=AudioRef(str(self._path.parent / row["audio"])),
+            speaker=None if row.get("speaker") is None else str(row["speaker"]),
+            words=parse_words(row.get("words")),
+        )
+
+
+def parse_row(line: bytes) -> dict[str, Any]:
+    """One line of a manifest as a checked dictionary.
+
+    Raises:
+        ValueError: says what is wrong with the line.
+    """
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise ValueError("is not UTF-8") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else "too deep"
+        raise ValueError(f"is not valid JSON ({reason})") from None
+    if not isinstance(row, dict):
+        raise ValueError(f'must be an object such as {{"audio": "a.wav", "text": "hello"}}, not {_json_type(row)}')
+    for key in ("audio", "text"):
+        if key not in row:
+            raise ValueError(f'has no "{key}"; its keys are {", ".join(sorted(row)) or "none"}')
+        if not isinstance(row[key], str):
+            raise ValueError(f'"{key}" must be a string, not {_json_type(row[key])}')
+    if not row["audio"].strip() or "\0" in row["audio"]:
+        raise ValueError('"audio" is not a path')
+    if "://" in row["audio"]:
+        raise ValueError(f'"audio" must be a local path, not the address {row["audio"]}')
+    seconds = row.get("seconds")
+    if seconds is not None:
+        number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+        if not number or not math.isfinite(seconds) or seconds <= 0:
+            raise ValueError(f'"seconds" must be a positive number, not {json.dumps(seconds)}')
+    parse_words(row.get("words"))
+    return row
+
+
+def parse_words(words: Any) -> tuple[Word, ...] | None:
+    """``[["word", start seconds, end seconds], ...]`` as words; None where there are none."""
+    if words is None:
+        return None
+    try:
+        return tuple(Word(str(text), float(start), float(end)) for text, start, end in words)
+    except (TypeError, ValueError):
+        raise ValueError('"words" must be a list of ["word", start seconds, end seconds]') from None
+
+
+def _json_type(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")

@@ -1,0 +1,116 @@
+"""Opens a SOURCE as users write it: corpus split, folder, manifest, parquet or hub data set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import soxr
+
+from tiny_audio.data.folder import FolderSource
+from tiny_audio.data.manifest import ManifestSource
+from tiny_audio.data.source import Source
+from tiny_audio.data.utterance import AudioRef, Utterance, Word
+from tiny_audio.errors import UserError, nearest
+from tiny_audio.hub.asr_audio import SAMPLING_RATE, AudioError
+
+CORPUS_SPLITS = ("train", "dev", "test")
+SOURCE_FORMS = "corpus:SPLIT, a folder, a manifest.jsonl, a .parquet file, or hub:NAME[/CONFIG]:SPLIT"
+MANIFEST_NAME = "manifest.jsonl"
+
+
+def open_source(spec: str | os.PathLike) -> Source:
+    """Open one SOURCE and scan its metadata.
+
+    Args:
+        spec: ``corpus:train``, ``hub:NAME[/CONFIG]:SPLIT``, a folder (a ``manifest.jsonl``, parquet shards,
+            LibriSpeech layout, or audio beside ``.txt``), a ``manifest.jsonl``, or a parquet file.
+
+    Raises:
+        UserError: no such source, or nothing usable in it.
+    """
+    name = os.fspath(spec)
+    if name.startswith("corpus:"):
+        return CorpusSource(name.removeprefix("corpus:"))
+    if name.startswith("hub:"):
+        from tiny_audio.data.hub import open_hub_source
+
+        return open_hub_source(name)
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise UserError(f"{name}: no such source.{_nearest_path(path)} A source is {SOURCE_FORMS}")
+    if path.is_dir():
+        if (path / MANIFEST_NAME).is_file():
+            return ManifestSource(path / MANIFEST_NAME, name)
+        shards = sorted(path.rglob("*.parquet"))
+        return _open_parquet(shards, name) if shards else FolderSource(path, name)
+    if path.suffix.lower() in (".jsonl", ".json"):
+        return ManifestSource(path, name)
+    if path.suffix.lower() == ".parquet":
+        return _open_parquet([path], name)
+    raise UserError(f"{name}: a file ending in {path.suffix or 'nothing'} is not a source. A source is {SOURCE_FORMS}")
+
+
+def open_sources(specs: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Source]:
+    """Open a SOURCE or a list of them, as ``data.train`` holds."""
+    if isinstance(specs, (str, os.PathLike)):
+        specs = [specs]
+    if not specs:
+        raise UserError(f"no source of data given. A source is {SOURCE_FORMS}")
+    return [open_source(spec) for spec in specs]
+
+
+class CorpusSource(Source):
+    """A split of the corpus embedded in the package."""
+
+    def __init__(self, split: str) -> None:
+        if split not in CORPUS_SPLITS:
+            raise UserError(
+                f"corpus:{split}: the corpus has no split {split!r}.{nearest(split, CORPUS_SPLITS)} "
+                f"Its splits are {', '.join(CORPUS_SPLITS)}"
+            )
+        from tiny_audio.data import corpus
+
+        self.name = f"corpus:{split}"
+        self.problems = []
+        self._entries = list(corpus.read_index(split))
+        self._utterances = [
+            Utterance(
+                id=entry.id,
+                text=entry.text,
+                seconds=entry.seconds,
+                audio=AudioRef(self.name, row),
+                speaker=entry.speaker,
+                words=None if entry.words is None else tuple(Word(*word) for word in entry.words),
+            )
+            for row, entry in enumerate(self._entries)
+        ]
+
+    def utterances(self) -> Sequence[Utterance]:
+        return self._utterances
+
+    def read(self, utterance: Utterance, max_seconds: float | None = None) -> np.ndarray:
+        from tiny_audio.data import corpus
+
+        assert utterance.audio.row is not None
+        waveform, rate = corpus.read_audio(self._entries[utterance.audio.row])
+        if max_seconds is not None and len(waveform) > max_seconds * rate:
+            raise AudioError(f"{utterance.id}: longer than the limit of {max_seconds:g} s")
+        if rate != SAMPLING_RATE:
+            waveform = soxr.resample(waveform, rate, SAMPLING_RATE)
+        return np.ascontiguousarray(waveform, dtype=np.float32)
+
+
+def _open_parquet(files: list[Path], name: str) -> Source:
+    from tiny_audio.data.parquet import ParquetSource
+
+    return ParquetSource([str(file) for file in files], name)
+
+
+def _nearest_path(path: Path) -> str:
+    try:
+        return nearest(path.name, [entry.name for entry in path.parent.iterdir()])
+    except OSError:
+        return ""

@@ -1,0 +1,186 @@
+"""`tiny-audio eval`: the word error rate of a recogniser on any source of speech."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tiny_audio.errors import UserError
+from tiny_audio.evaluate.providers import DEFAULT_PROVIDER, PROVIDERS, find_model, load_provider
+
+logger = logging.getLogger(__name__)
+
+CORPUS_TEST = "corpus:test"
+# Every configuration of LoquaciousSet has the same test split.
+LOQUACIOUS_TEST = "hub:speechbrain/LoquaciousSet/large:test"
+NUM_SHOWN_SAMPLES = 10
+
+
+def evaluate_command(
+    model: Annotated[
+        str | None, typer.Argument(help="Folder or hub id of the model, such as outputs/nano/model.", show_default=False)
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="What to test on: corpus:SPLIT, a folder, a manifest.jsonl, a .parquet file, or hub:NAME[/CONFIG]:SPLIT."
+            " Left out: corpus:test for a model trained on the embedded corpus, else the test split of LoquaciousSet.",
+            show_default=False,
+        ),
+    ] = None,
+    max_samples: Annotated[
+        int | None, typer.Option(min=1, help="Score this many utterances, the same ones every time.", show_default=False)
+    ] = None,
+    provider: Annotated[str, typer.Option(help=f"Who recognises: {', '.join(PROVIDERS)}.")] = DEFAULT_PROVIDER,
+    normalizer: Annotated[
+        str | None,
+        typer.Option(
+            help="none, basic (lower case, no punctuation) or english (Whisper's). Left out: basic for digits, else english.",
+            show_default=False,
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips transcribed at a time.")] = 16,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where results are written. Left out: outputs/eval_MODEL_DATA.", show_default=False),
+    ] = None,
+) -> None:
+    """Measure the word error rate of a model.
+
+    Writes results.txt (to read: the worst utterances first, with every error marked), results.jsonl and
+    metrics.json. WER is a fraction of all words of the set: 0.05 is one word in twenty.
+
+    \b
+    Examples:
+      tiny-audio eval outputs/nano/model
+      tiny-audio eval outputs/nano/model --data recordings/manifest.jsonl
+      tiny-audio eval mazesmazes/tiny-audio --max-samples 100
+    """
+    from tiny_audio.data.sources import open_source
+    from tiny_audio.evaluate.normalize import get_normalizer
+    from tiny_audio.evaluate.report import RESULTS_TEXT_FILE, format_samples, format_summary, write_results
+    from tiny_audio.evaluate.runner import evaluate
+
+    # Everything that can be wrong with the request is found before minutes are spent on it.
+    if normalizer is not None:
+        get_normalizer(normalizer)
+    if data is None:
+        data, reason = default_data(model)
+        typer.echo(f"Testing on {data}: {reason}.", err=True)
+    folder = output_dir or Path("outputs") / default_folder_name(model or provider, data)
+    check_output_dir(folder)
+    recogniser = load_provider(provider, model, device)
+    result = evaluate(
+        recogniser,
+        open_source(data),
+        model_name=model or provider,
+        normalizer=normalizer,
+        batch_size=batch_size,
+        max_samples=max_samples,
+        show_progress=True,
+    )
+    replaced = previous_evaluation(folder)
+    write_results(result, folder)
+
+    width = max(40, shutil.get_terminal_size((100, 24)).columns)
+    typer.echo(format_summary(result))
+    typer.echo(f"\n{format_samples(result, NUM_SHOWN_SAMPLES, width)}\n")
+    if replaced is not None and replaced != (result.model, result.data):
+        typer.echo(f"(replaces the results of {replaced[0]} on {replaced[1]})")
+    typer.echo(f"All utterances, the worst first: {folder / RESULTS_TEXT_FILE}")
+
+
+def default_data(model: str | None) -> tuple[str, str]:
+    """The SOURCE to test on when the user names none, and why that one.
+
+    A model trained on the embedded corpus is tested on its test split; what it was trained on stands in the config.yaml of its run, which lies
+    in the folder that holds `model/` (or `checkpoints/step-N/`).
+    """
+    config_path = None if model is None else find_run_config(Path(find_model(model)))
+    if config_path is None:
+        return LOQUACIOUS_TEST, "no config.yaml of its training lies beside the model; choose other data with --data"
+    sources = trained_on(config_path)
+    if any(source.startswith("corpus:") for source in sources):
+        return CORPUS_TEST, f"{config_path} says that the model was trained on the embedded corpus"
+    named = ", ".join(sources) or "nothing"
+    return LOQUACIOUS_TEST, f"{config_path} says that the model was trained on {named}"
+
+
+def find_run_config(model_dir: Path) -> Path | None:
+    """The config.yaml of the run that made a model, if it is there."""
+    nearby = (model_dir, model_dir.resolve().parent, model_dir.resolve().parent.parent)
+    return next((folder / "config.yaml" for folder in nearby if (folder / "config.yaml").is_file()), None)
+
+
+def trained_on(config_path: Path) -> list[str]:
+    """The SOURCEs under data.train of a run's config.yaml. Raises UserError for a file that cannot be read as one."""
+    import yaml
+
+    try:
+        config: Any = yaml.safe_load(config_path.read_text(encoding="utf-8"))
+        sources = config["data"]["train"]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{config_path} does not say what the model was trained on (data.train): {type(error).__name__}."
+            " Name the data to test on with --data."
+        ) from error
+    return [str(source) for source in (sources if isinstance(sources, list) else [sources])]
+
+
+def default_folder_name(model: str, data: str) -> str:
+    """`eval_<model>_<data>`, safe as a folder name on every system.
+
+    outputs/nano/model on corpus:test gives eval_nano_corpus-test.
+    """
+    return f"eval_{_safe(_model_name(model))}_{_safe(_data_name(data))}"
+
+
+def _model_name(model: str) -> str:
+    """The run of a local model (with the step of a checkpoint), or the hub id."""
+    if not Path(model).expanduser().exists():
+        return model
+    path = Path(model).expanduser().resolve()
+    if path.name == "model":
+        path = path.parent
+    return f"{path.parent.parent.name}-{path.name}" if path.parent.name == "checkpoints" else path.name
+
+
+def _data_name(data: str) -> str:
+    if data.startswith("hub:"):
+        return data.removeprefix("hub:").split("/", 1)[-1]
+    if data.startswith("corpus:"):
+        return data
+    path = Path(data)
+    return path.resolve().parent.name if path.name == "manifest.jsonl" else path.resolve().stem
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.")[:60] or "unnamed"
+
+
+def check_output_dir(folder: Path) -> None:
+    """Raise UserError if results could not be written there. Creates nothing."""
+    existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
+    if not existing.is_dir():
+        raise UserError(f"Cannot write results to {folder}: {existing} is a file. Choose another --output-dir.")
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"Cannot write results to {folder}: no permission to write in {existing}. Choose another --output-dir.")
+
+
+def previous_evaluation(folder: Path) -> tuple[str, str] | None:
+    """Model and data of the evaluation whose results lie in a folder, None where there are none."""
+    from tiny_audio.evaluate.report import METRICS_FILE
+
+    try:
+        metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
+        return str(metrics["model"]), str(metrics["data"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,188 @@
+"""What an evaluation leaves behind: results.txt for people, results.jsonl and metrics.json for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.cells import cell_len
+
+from tiny_audio.evaluate.providers import printable
+from tiny_audio.evaluate.runner import EvalResult, UtteranceResult, score_texts
+from tiny_audio.evaluate.wer import DELETION, HIT, INSERTION, Alignment
+
+METRICS_FILE, RESULTS_TEXT_FILE, RESULTS_LINES_FILE = "metrics.json", "results.txt", "results.jsonl"
+RULE = "-" * 78
+
+
+def write_results(result: EvalResult, output_dir: Path) -> None:
+    """Write the three files of an evaluation; each appears whole or not at all, metrics.json last.
+
+    Raises OSError when the folder cannot be written; what was there before is then still there.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(utterance_record(utterance), ensure_ascii=False) for utterance in result.utterances)
+    write_files(
+        {
+            output_dir / RESULTS_TEXT_FILE: format_report(result),
+            output_dir / RESULTS_LINES_FILE: "".join(f"{line}\n" for line in lines),
+            output_dir / METRICS_FILE: json.dumps(metrics_record(result), indent=2, ensure_ascii=False) + "\n",
+        }
+    )
+
+
+def write_samples(path: Path, pairs: Sequence[tuple[str, str]], normalizer: str, heading: str = "") -> None:
+    """Write (reference, hypothesis) pairs one above the other, aligned word by word, as a run's samples.txt."""
+    scores = score_texts([reference for reference, _ in pairs], [hypothesis for _, hypothesis in pairs], normalizer)
+    blocks = [
+        "\n".join(aligned_lines(score.alignment, score.reference_normalized, score.hypothesis_normalized))
+        for score in scores
+    ]
+    write_files({path: "\n\n".join([heading, *blocks] if heading else blocks) + "\n"})
+
+
+def metrics_record(result: EvalResult) -> dict[str, Any]:
+    """The content of metrics.json."""
+    return {
+        **result.metrics.as_dict(),
+        "normalizer": result.normalizer,
+        "model": result.model,
+        "data": result.data,
+        "failed": len(result.failed),
+    }
+
+
+def utterance_record(utterance: UtteranceResult) -> dict[str, Any]:
+    """A line of results.jsonl. `error` is there for utterances that could not be transcribed, `speaker` where it is known."""
+    counts = utterance.score.alignment.counts
+    record: dict[str, Any] = {
+        "id": utterance.id,
+        "audio": utterance.audio,
+        "seconds": utterance.seconds,
+        "reference": utterance.reference,
+        "hypothesis": utterance.hypothesis,
+        "reference_normalized": utterance.score.reference_normalized,
+        "hypothesis_normalized": utterance.score.hypothesis_normalized,
+        "substitutions": counts.substitutions,
+        "deletions": counts.deletions,
+        "insertions": counts.insertions,
+    }
+    if utterance.speaker is not None:
+        record["speaker"] = utterance.speaker
+    if utterance.error is not None:
+        record["error"] = utterance.error
+    return record
+
+
+def format_summary(result: EvalResult) -> str:
+    """The headline and its counts, a line each."""
+    metrics = result.metrics
+    low, high = metrics.wer_ci95
+    rows = [
+        ("WER", f"{metrics.wer:.4f}   (95% interval {low:.4f} to {high:.4f})"),
+        ("CER", f"{metrics.cer:.4f}"),
+        ("reference words", f"{metrics.reference_words:,}"),
+        ("substitutions", f"{metrics.substitutions:,}"),
+        ("deletions", f"{metrics.deletions:,}"),
+        ("insertions", f"{metrics.insertions:,}"),
+        ("utterances", f"{metrics.num_samples:,}"),
+        ("failed", f"{len(result.failed):,}   (counted as all words deleted)" if result.failed else "0"),
+        ("speed", f"{metrics.rtfx:.1f} seconds of audio a second (RTFx)"),
+        ("normaliser", result.normalizer),
+    ]
+    if result.left_out:
+        rows.append(("left out", f"{len(result.left_out)} rows that hold no usable speech with transcript"))
+    body = "\n".join(f"  {name:<16} {value}" for name, value in rows)
+    return f"{result.model} on {result.data}\n\n{body}"
+
+
+def format_report(result: EvalResult) -> str:
+    """The content of results.txt: summary, what failed, and every utterance, the most costly first."""
+    parts = [format_summary(result)]
+    if result.failed:
+        failures = "\n".join(f"  {utterance.id}: {utterance.error}" for utterance in result.failed)
+        parts.append(f"{RULE}\nFailed\n\n{failures}")
+    if result.left_out:
+        parts.append(f"{RULE}\nLeft out\n\n" + "\n".join(f"  {problem}" for problem in result.left_out))
+    wrong = [utterance for utterance in result.utterances if utterance.score.alignment.counts.errors]
+    wrong.sort(key=lambda utterance: (-_errors(utterance), -utterance.score.alignment.counts.rate, utterance.id))
+    parts.append(
+        f"{RULE}\nWith errors: {len(wrong)} of {len(result.utterances)}, the most costly first"
+        " (S substituted, D deleted, I inserted)"
+    )
+    parts.extend(_format_utterance(utterance) for utterance in wrong)
+    right = [utterance for utterance in result.utterances if not _errors(utterance)]
+    listed = "\n".join(f"  {utterance.id}: {utterance.score.reference_normalized}" for utterance in right)
+    parts.append(f"{RULE}\nWithout errors: {len(right)}\n\n{listed}")
+    return "\n\n".join(parts).rstrip() + "\n"
+
+
+def format_samples(result: EvalResult, num_samples: int, width: int) -> str:
+    """Utterances from all over the set, reference above hypothesis, in lines of at most `width` characters."""
+    chosen = result.utterances[:: max(1, len(result.utterances) // max(num_samples, 1))][:num_samples]
+    return "\n\n".join("\n".join(_utterance_lines(utterance, width)) for utterance in chosen)
+
+
+def aligned_lines(alignment: Alignment, reference: str, hypothesis: str, width: int | None = None) -> list[str]:
+    """A reference above its hypothesis with equal words in equal columns, and below them a mark under every error.
+
+    `reference` and `hypothesis` are the normalised texts that were aligned. With a `width` long texts go on in further groups of lines.
+    """
+    groups: list[list[list[str]]] = [[[], [], []]]
+    used = 0
+    reference_words, hypothesis_words = iter(printable(reference).split()), iter(printable(hypothesis).split())
+    for operation in alignment.operations:
+        above = "*" if operation == INSERTION else next(reference_words)
+        below = "*" if operation == DELETION else next(hypothesis_words)
+        column = max(cell_len(above), cell_len(below))
+        if width is not None and groups[-1][0] and used + column > width - len("  REF: "):
+            groups.append([[], [], []])
+            used = 0
+        used += column + 1
+        for line, word in zip(groups[-1], (above, below, " " if operation == HIT else operation), strict=True):
+            line.append(word + " " * (column - cell_len(word)))
+    lines = []
+    for above_words, below_words, marks in groups:
+        lines.append(("  REF: " + " ".join(above_words)).rstrip())
+        lines.append(("  HYP: " + " ".join(below_words)).rstrip())
+        if "".join(marks).strip():
+            lines.append(("       " + " ".join(marks)).rstrip())
+    return lines
+
+
+def write_files(contents: dict[Path, str]) -> None:
+    """Write several text files so that none of them is ever half there: all to temporary names first, then renamed in order.
+
+    Raises OSError (no space, no permission) with every temporary file removed.
+    """
+    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in contents}
+    try:
+        for path, text in contents.items():
+            # A lone surrogate (a file name that is not UTF-8) must not cost the whole report.
+            temporary[path].write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+        for path in contents:
+            os.replace(temporary[path], path)
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+
+
+def _errors(utterance: UtteranceResult) -> int:
+    return utterance.score.alignment.counts.errors
+
+
+def _format_utterance(utterance: UtteranceResult) -> str:
+    counts = utterance.score.alignment.counts
+    seconds = "" if utterance.seconds is None else f", {utterance.seconds:.1f} s"
+    words = f"{counts.errors} of {counts.reference_length} words" if counts.reference_length else "no words spoken"
+    heading = f"{utterance.id}   {words} (S {counts.substitutions}, D {counts.deletions}, I {counts.insertions}){seconds}"
+    return "\n".join([heading, *_utterance_lines(utterance, None)])
+
+
+def _utterance_lines(utterance: UtteranceResult, width: int | None) -> list[str]:
+    score = utterance.score
+    lines = aligned_lines(score.alignment, score.reference_normalized, score.hypothesis_normalized, width)
+    return lines if utterance.error is None else [*lines, f"  failed: {utterance.error}"]

@@ -1,0 +1,355 @@
+"""Runs a recogniser over a source of speech and counts what it got wrong.
+
+Every utterance of the set is in the score: an empty transcript, an empty reference, and a clip that could not be transcribed at
+all (counted as if every word had been deleted, and listed with its reason).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+
+from tiny_audio.data.source import Source, allowed_problems, list_problems
+from tiny_audio.data.utterance import Problem, Utterance
+from tiny_audio.errors import UserError
+from tiny_audio.evaluate.normalize import default_normalizer, get_normalizer
+from tiny_audio.evaluate.providers import Provider, Waveform, describe_failure
+from tiny_audio.evaluate.wer import Alignment, EditCounts, align_many, bootstrap_interval, edit_distances
+
+logger = logging.getLogger(__name__)
+
+SAMPLING_RATE = 16_000
+DEFAULT_BATCH_SIZE = 16
+# Audio held in memory at a time, read in the source's own order and then sorted by length: an hour is 230 MB.
+WINDOW_SECONDS = 3600.0
+# A recogniser that fails on this many clips without a single success is broken, not unlucky.
+MAX_FAILURES_WITHOUT_SUCCESS = 20
+SAMPLE_SEED = 0
+# Rows of a source that may be unusable before the score of the rest would mislead.
+MAX_LEFT_OUT_FRACTION = 0.01
+
+Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The score of a set. Rates are fractions, over the whole set and never means of utterances; rtfx is seconds of audio
+    transcribed in a second (0 where no time was taken)."""
+
+    wer: float
+    cer: float
+    substitutions: int
+    deletions: int
+    insertions: int
+    reference_words: int
+    num_samples: int
+    wer_ci95: tuple[float, float]
+    rtfx: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The keys and values of metrics.json."""
+        return {**asdict(self), "wer_ci95": list(self.wer_ci95)}
+
+
+@dataclass(frozen=True)
+class ScoredText:
+    """A reference and a hypothesis as they were compared."""
+
+    reference_normalized: str
+    hypothesis_normalized: str
+    alignment: Alignment
+    character_errors: int
+
+
+@dataclass(frozen=True)
+class UtteranceResult:
+    """One utterance of an evaluation. `error` is why it could not be transcribed, else None."""
+
+    id: str
+    audio: str
+    seconds: float | None
+    speaker: str | None
+    reference: str
+    hypothesis: str
+    score: ScoredText
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """A whole evaluation; `utterances` are in the order of the source, `left_out` are rows that hold no usable speech."""
+
+    metrics: Metrics
+    utterances: list[UtteranceResult]
+    normalizer: str
+    model: str
+    data: str
+    left_out: list[Problem] = field(default_factory=list)
+
+    @property
+    def failed(self) -> list[UtteranceResult]:
+        """The utterances that could not be transcribed."""
+        return [utterance for utterance in self.utterances if utterance.error is not None]
+
+
+def score_texts(references: Sequence[str], hypotheses: Sequence[str], normalizer: str) -> list[ScoredText]:
+    """Normalise and align every pair. `normalizer` is a name of `NORMALIZERS`."""
+    normalize = get_normalizer(normalizer)
+    pairs = [
+        (normalize(reference), normalize(hypothesis))
+        for reference, hypothesis in zip(references, hypotheses, strict=True)
+    ]
+    alignments = align_many([(reference.split(), hypothesis.split()) for reference, hypothesis in pairs])
+    distances = edit_distances(pairs)
+    return [
+        ScoredText(reference, hypothesis, alignment, distance)
+        for (reference, hypothesis), alignment, distance in zip(pairs, alignments, distances, strict=True)
+    ]
+
+
+def summarize(scores: Sequence[ScoredText], *, audio_seconds: float = 0.0, wall_seconds: float = 0.0) -> Metrics:
+    """The metrics of a set of scored texts. Characters are those of the normalised text, spaces between words among them."""
+    counts = [score.alignment.counts for score in scores]
+    total = sum(counts, EditCounts())
+    return Metrics(
+        wer=total.rate,
+        cer=sum(score.character_errors for score in scores)
+        / max(sum(len(score.reference_normalized) for score in scores), 1),
+        substitutions=total.substitutions,
+        deletions=total.deletions,
+        insertions=total.insertions,
+        reference_words=total.reference_length,
+        num_samples=len(scores),
+        wer_ci95=bootstrap_interval(
+            [count.errors for count in counts], [count.reference_length for count in counts]
+        ),
+        rtfx=audio_seconds / wall_seconds if wall_seconds > 0 else 0.0,
+    )
+
+
+def evaluate_batches(
+    transcribe: Callable[[Batch], list[str]],
+    batches: Iterable[tuple[Batch, Sequence[str]]],
+    normalizer: str,
+) -> tuple[Metrics, list[tuple[str, str]]]:
+    """Score prepared batches in memory, without files or progress: what a trainer does every few hundred steps.
+
+    Args:
+        transcribe: turns a batch, of whatever type, into one transcript per clip. What it raises is passed on.
+        batches: each batch with its references.
+        normalizer: a name of `NORMALIZERS`.
+
+    Returns:
+        The metrics (without rtfx) and the (reference, hypothesis) pairs as they were before normalisation.
+    """
+    pairs: list[tuple[str, str]] = []
+    for batch, references in batches:
+        pairs.extend(zip(references, transcribe(batch), strict=True))
+    scores = score_texts([reference for reference, _ in pairs], [hypothesis for _, hypothesis in pairs], normalizer)
+    return summarize(scores), pairs
+
+
+def evaluate(
+    provider: Provider,
+    source: Source,
+    *,
+    model_name: str,
+    normalizer: str | None = None,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    max_samples: int | None = None,
+    show_progress: bool = False,
+) -> EvalResult:
+    """Transcribe a source and score it.
+
+    Args:
+        provider: the recogniser; see `tiny_audio.evaluate.providers`.
+        source: an open source of speech with transcripts.
+        model_name: what the reports call the recogniser.
+        normalizer: a name of `NORMALIZERS`; None chooses by the references of the whole set.
+        batch_size: clips in one call. A call that fails is repeated clip by clip, so that one clip cannot spoil the others.
+        max_samples: score a sample of this many utterances, the same ones every time; None scores all.
+        show_progress: a progress bar on standard error.
+
+    Raises:
+        UserError: an unknown normaliser, a source with too many unusable rows, or a recogniser that fails on everything.
+    """
+    rows = source.utterances()
+    num_rows = len(rows) + len(source.problems)
+    if len(source.problems) > allowed_problems(num_rows, MAX_LEFT_OUT_FRACTION):
+        raise UserError(
+            f"{source.name}: {len(source.problems)} of {num_rows} rows hold no usable speech with transcript, so a score of the rest would"
+            f" mislead; mend or remove them: {list_problems(source.problems)}"
+        )
+    if normalizer is None:
+        normalizer = default_normalizer(source.name, (row.text for row in rows))
+    get_normalizer(normalizer)  # an unknown one must fail now, not after an hour
+    utterances = [rows[index] for index in sample_indices(len(rows), max_samples)]
+
+    run = _Run(provider, batch_size)
+    with _progress_bar(len(utterances), show_progress) as advance:
+        for window in _windows(utterances):
+            clips = []
+            for index in window:
+                waveform = run.read(source, index, utterances[index])
+                if waveform is not None:
+                    clips.append((index, waveform))
+            advance(len(window) - len(clips), run)
+            clips.sort(key=lambda clip: len(clip[1]), reverse=True)
+            for start in range(0, len(clips), batch_size):
+                run.transcribe(clips[start : start + batch_size])
+                advance(len(clips[start : start + batch_size]), run)
+    if utterances and len(run.errors) == len(utterances):
+        first = min(run.errors)
+        raise UserError(
+            f"None of the {len(utterances)} utterances of {source.name} could be transcribed."
+            f" The first failure, of {utterances[first].id}: {run.errors[first]}"
+        )
+
+    hypotheses = [run.hypotheses.get(index, "") for index in range(len(utterances))]
+    scores = score_texts([utterance.text for utterance in utterances], hypotheses, normalizer)
+    return EvalResult(
+        metrics=summarize(scores, audio_seconds=run.audio_seconds, wall_seconds=run.wall_seconds),
+        utterances=[
+            UtteranceResult(
+                id=utterance.id,
+                audio=str(utterance.audio),
+                seconds=run.seconds.get(index, utterance.seconds),
+                speaker=utterance.speaker,
+                reference=utterance.text,
+                hypothesis=hypotheses[index],
+                score=scores[index],
+                error=run.errors.get(index),
+            )
+            for index, utterance in enumerate(utterances)
+        ],
+        normalizer=normalizer,
+        model=model_name,
+        data=source.name,
+        left_out=list(source.problems),
+    )
+
+
+def sample_indices(num_rows: int, max_samples: int | None) -> list[int]:
+    """Which rows are scored: all, or a seeded sample in the order of the source."""
+    if max_samples is None or max_samples >= num_rows:
+        return list(range(num_rows))
+    chosen = np.random.default_rng(SAMPLE_SEED).choice(num_rows, size=max_samples, replace=False)
+    return sorted(chosen.tolist())
+
+
+class _Run:
+    """What has been transcribed so far: results by index of the utterance, and the time it took."""
+
+    def __init__(self, provider: Provider, batch_size: int) -> None:
+        self.provider = provider
+        self.batch_size = batch_size
+        self.hypotheses: dict[int, str] = {}
+        self.errors: dict[int, str] = {}
+        self.seconds: dict[int, float] = {}
+        self.audio_seconds = 0.0
+        self.wall_seconds = 0.0
+        self.num_failures = 0
+        self.is_warm = False
+
+    def read(self, source: Source, index: int, utterance: Utterance) -> Waveform | None:
+        """The clip, or None with its error noted."""
+        try:
+            waveform = source.read(utterance, max_seconds=self.provider.max_seconds)
+            if len(waveform) == 0:
+                raise ValueError("holds no samples (0 s of audio)")
+        except (OSError, ValueError) as error:  # AudioError is a ValueError
+            self.errors[index] = describe_failure(error)
+            return None
+        self.seconds[index] = len(waveform) / SAMPLING_RATE
+        return waveform
+
+    def transcribe(self, clips: list[tuple[int, Waveform]]) -> None:
+        """One batch; if it fails, each of its clips alone."""
+        waveforms = [waveform for _, waveform in clips]
+        if not self.is_warm:
+            # The first call pays for compilation and memory that no later call needs: it must not count in the speed.
+            self._attempt([min(waveforms, key=len)])
+            self.is_warm = True
+        start = time.perf_counter()
+        outcome = self._attempt(waveforms)
+        elapsed = time.perf_counter() - start
+        if isinstance(outcome, Exception):
+            if len(clips) > 1:
+                logger.info("A batch of %d clips failed (%s); trying them one by one.", len(clips), describe_failure(outcome))
+                for clip in clips:
+                    self.transcribe([clip])
+                return
+            self._note_failure(clips[0][0], outcome)
+            return
+        self.wall_seconds += elapsed
+        self.audio_seconds += sum(len(waveform) for waveform in waveforms) / SAMPLING_RATE
+        self.hypotheses.update((index, text) for (index, _), text in zip(clips, outcome, strict=True))
+
+    def _attempt(self, waveforms: list[Waveform]) -> list[str] | Exception:
+        try:
+            texts = self.provider.transcribe(waveforms)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a recogniser raises is its failure on these clips
+            logger.debug("transcription failed", exc_info=True)
+            return error
+        if len(texts) != len(waveforms):
+            raise UserError(
+                f"The recogniser returned {len(texts)} transcripts for {len(waveforms)} clips; it must return one each."
+            )
+        return texts
+
+    def _note_failure(self, index: int, error: Exception) -> None:
+        self.errors[index] = describe_failure(error)
+        self.num_failures += 1
+        if not self.hypotheses and self.num_failures >= MAX_FAILURES_WITHOUT_SUCCESS:
+            raise UserError(
+                f"The first {MAX_FAILURES_WITHOUT_SUCCESS} clips all failed, the last with: {describe_failure(error)}"
+            ) from error
+
+
+def _windows(utterances: Sequence[Utterance]) -> Iterator[list[int]]:
+    """Indices in order, cut where about `WINDOW_SECONDS` of audio have come together (unknown lengths count as 10 s)."""
+    window: list[int] = []
+    total = 0.0
+    for index, utterance in enumerate(utterances):
+        seconds = 10.0 if utterance.seconds is None else utterance.seconds
+        if window and total + seconds > WINDOW_SECONDS:
+            yield window
+            window, total = [], 0.0
+        window.append(index)
+        total += seconds
+    if window:
+        yield window
+
+
+@contextmanager
+def _progress_bar(num_utterances: int, visible: bool) -> Iterator[Callable[[int, _Run], None]]:
+    """A function to call with the number of utterances done since the last call; it moves the bar on standard error."""
+    if not visible:
+        yield lambda done, run: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("transcribing"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=num_utterances, speed="")
+
+        def advance(done: int, run: _Run) -> None:
+            speed = f"{run.audio_seconds / run.wall_seconds:.1f} s of audio/s" if run.wall_seconds else ""
+            progress.update(task, advance=done, speed=speed)
+
+        yield advance

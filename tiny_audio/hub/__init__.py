@@ -1,0 +1,1 @@
+"""Model code that travels inside every checkpoint: flat, self-contained, loaded by `trust_remote_code`."""

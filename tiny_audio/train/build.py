@@ -1,0 +1,209 @@
+"""From a training config to a model and its processor: new towers, pretrained towers, or a checkpoint to go on from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
+from transformers import (
+    CONFIG_MAPPING,
+    AutoFeatureExtractor,
+    AutoModelForCausalLM,
+    ParakeetFeatureExtractor,
+    PreTrainedTokenizerFast,
+    Wav2Vec2FeatureExtractor,
+    WhisperFeatureExtractor,
+)
+
+from tiny_audio.errors import UserError
+from tiny_audio.hub.asr_checkpoint import (
+    embedding_rms,
+    fingerprint,
+    fit_vocabulary,
+    generation_config,
+    load_decoder,
+    load_model,
+    load_tokenizer,
+    split_causal_lm,
+)
+from tiny_audio.hub.asr_config import TinyAudioConfig, resolve_model_path
+from tiny_audio.hub.asr_encoders import build_encoder, encoder_geometry, encoder_output_length, load_encoder
+from tiny_audio.hub.asr_lora import LORA_MARK
+from tiny_audio.hub.asr_losses import LossWeights
+from tiny_audio.hub.asr_modeling import TinyAudioForConditionalGeneration
+from tiny_audio.hub.asr_processing import SAMPLING_RATE, TinyAudioProcessor, add_audio_token
+
+FEATURE_EXTRACTORS = {
+    kind.__name__: kind for kind in (WhisperFeatureExtractor, Wav2Vec2FeatureExtractor, ParakeetFeatureExtractor)
+}
+BALANCE_WEIGHT = 0.01  # of the load-balancing loss, as in Switch Transformers
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of the 256 byte values and four special tokens: writes any text in any language, needs no file."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special.values()])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special)
+
+
+def loss_weights(config: DictConfig, progress: float = 0.0) -> LossWeights:
+    """The weights of the losses at `progress` (0 at the first step, 1 at the last)."""
+    final = config.ctc.weight if config.ctc.final_weight is None else config.ctc.final_weight
+    return LossWeights(
+        ctc=config.ctc.weight + progress * (final - config.ctc.weight),
+        embedding=config.ctc.embedding_weight,
+        balance=BALANCE_WEIGHT if config.model.projector_type == "moe" else 0.0,
+        embedding_negatives=config.ctc.embedding_negatives,
+    )
+
+
+def build_model(config: DictConfig) -> tuple[TinyAudioForConditionalGeneration, TinyAudioProcessor]:
+    """The model that a config describes, ready to train, in float32 on the CPU.
+
+    Random weights depend on `config.seed` alone.
+
+    Raises:
+        UserError: a part cannot be found, or parts do not fit each other.
+    """
+    torch.manual_seed(config.seed)
+    try:
+        if config.init_from:
+            model, processor = load_model(resolve_model_path(config.init_from), device="cpu", dtype=torch.float32)
+        else:
+            model, processor = _new_model(config)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(str(error)) from error
+    freeze(model, config.model.freeze_encoder, config.model.freeze_decoder)
+    return model, processor
+
+
+def _new_model(config: DictConfig) -> tuple[TinyAudioForConditionalGeneration, TinyAudioProcessor]:
+    audio_tower, feature_extractor = _encoder(config.model)
+    tokenizer = _tokenizer(config.model)
+    add_audio_token(tokenizer)
+    causal_lm = _decoder(config.model, tokenizer)
+    architecture = describe(config, audio_tower.config, causal_lm.config)
+    architecture.frame_seconds = frame_seconds(architecture.audio_config, feature_extractor)
+    processor = TinyAudioProcessor.from_parts(architecture, feature_extractor, tokenizer, config.model.prompt)
+    architecture.audio_token_id = processor.audio_token_id
+    trunk, head = split_causal_lm(causal_lm)
+    for base, tower in ((architecture.encoder_base, audio_tower), (architecture.decoder_base, trunk)):
+        if base is not None:
+            base["fingerprint"] = fingerprint(tower)
+    model = TinyAudioForConditionalGeneration(architecture, audio_tower, trunk, head)
+    model.model.multi_modal_projector.set_output_scale(embedding_rms(model.get_input_embeddings()))
+    model.generation_config = generation_config(
+        tokenizer, processor.end_token_id, processor.pad_token_id, processor.audio_token_id
+    )
+    return model, processor
+
+
+def describe(config: DictConfig, audio_config: Any, text_config: Any) -> TinyAudioConfig:
+    """The architecture of a training config, given the configs of its towers."""
+    settings = config.model
+    return TinyAudioConfig(
+        audio_config=audio_config,
+        text_config=text_config,
+        projector_type=settings.projector_type,
+        stack_factor=settings.stack_factor,
+        projector_hidden_size=settings.projector_hidden_size or text_config.hidden_size,
+        projector_activation=settings.projector_activation,
+        ctc_vocabulary=config.ctc.vocabulary if config.ctc.weight > 0 else None,
+        embedding_ctc=config.ctc.embedding_weight > 0,
+        encoder_lora=_lora(config.encoder_lora, enabled=True),
+        decoder_lora=_lora(config.peft, enabled=config.peft.peft_method is not None),
+        encoder_base=_base(settings.encoder_model_name, settings.encoder_revision),
+        decoder_base=_base(settings.decoder_model_name, settings.decoder_revision),
+        encoder_in_checkpoint=not (settings.encoder_model_name and settings.freeze_encoder),
+        decoder_in_checkpoint=not (settings.decoder_model_name and settings.freeze_decoder),
+    )
+
+
+def _lora(settings: DictConfig, enabled: bool) -> dict[str, Any] | None:
+    if not enabled or not settings.r:
+        return None
+    values = OmegaConf.to_container(settings, resolve=True)
+    return {key: value for key, value in values.items() if key != "peft_method"}
+
+
+def _base(name: str | None, revision: str | None) -> dict[str, Any] | None:
+    return {"name": name, "revision": revision} if name else None
+
+
+def _encoder(settings: DictConfig) -> tuple[nn.Module, Any]:
+    name = settings.encoder_model_name
+    if name:
+        where = resolve_model_path(name)
+        tower = load_encoder(where, revision=settings.encoder_revision, dtype=torch.float32)
+        try:
+            return tower, AutoFeatureExtractor.from_pretrained(where, revision=settings.encoder_revision)
+        except (OSError, ValueError) as error:
+            raise OSError(f"cannot load the feature extractor of {name!r}: {str(error).splitlines()[0]}") from error
+    tower = build_encoder(_architecture(settings.encoder_config, "model.encoder_config"))
+    arguments = OmegaConf.to_container(settings.feature_extractor, resolve=True)
+    kind = arguments.pop("feature_extractor_type", None)
+    if kind not in FEATURE_EXTRACTORS:
+        raise ValueError(
+            f"model.feature_extractor.feature_extractor_type is {kind!r}; known: {', '.join(FEATURE_EXTRACTORS)}"
+        )
+    return tower, FEATURE_EXTRACTORS[kind](**arguments)
+
+
+def _tokenizer(settings: DictConfig) -> Any:
+    if settings.tokenizer == "bytes":
+        return byte_tokenizer()
+    name = settings.tokenizer or settings.decoder_model_name
+    if not name:
+        raise ValueError('a decoder with random weights needs model.tokenizer: "bytes", or a folder or hub id')
+    return load_tokenizer(name, None if settings.tokenizer else settings.decoder_revision)
+
+
+def _decoder(settings: DictConfig, tokenizer: Any) -> nn.Module:
+    if settings.decoder_model_name:
+        causal_lm = load_decoder(settings.decoder_model_name, revision=settings.decoder_revision)
+        fit_vocabulary(causal_lm, len(tokenizer))
+        return causal_lm
+    text_config = _architecture(
+        settings.decoder_config,
+        "model.decoder_config",
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return AutoModelForCausalLM.from_config(text_config)
+
+
+def _architecture(values: DictConfig, key: str, **fixed: Any) -> Any:
+    arguments = {**OmegaConf.to_container(values, resolve=True), **fixed}
+    model_type = arguments.pop("model_type", None)
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(f"{key}.model_type is {model_type!r}, which transformers does not know")
+    return CONFIG_MAPPING[model_type](**arguments)
+
+
+def frame_seconds(audio_config: Any, feature_extractor: Any) -> float:
+    """Time from one encoder frame to the next, measured on the length function itself."""
+    geometry = encoder_geometry(audio_config)
+    one_minute = 60 * SAMPLING_RATE // getattr(feature_extractor, "hop_length", 1)
+    return round(60 / int(encoder_output_length(geometry, one_minute)), 4)
+
+
+def freeze(model: TinyAudioForConditionalGeneration, freeze_encoder: bool, freeze_decoder: bool) -> None:
+    """Decides what trains: a frozen tower trains its LoRA weights alone; projector and heads always train."""
+    model.requires_grad_(True)
+    parts = [(model.model.audio_tower, freeze_encoder), (model.model.language_model, freeze_decoder)]
+    parts.append((model.lm_head, freeze_decoder))
+    for part, frozen in parts:
+        for name, parameter in part.named_parameters():
+            parameter.requires_grad_(not frozen or LORA_MARK in f".{name}")
+    positions = getattr(model.model.audio_tower, "embed_positions", None)
+    if positions is not None:  # Whisper's sinusoids are not learned
+        positions.requires_grad_(False)

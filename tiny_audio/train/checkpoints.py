@@ -1,0 +1,136 @@
+"""Training checkpoints: all that is needed to go on as if nothing had happened, written whole or not at all.
+
+`checkpoints/step-N/` holds `model.safetensors` (what trains, and what no base model supplies), `optimizer.pt`,
+and `state.json` (step, place in the data, random states).
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from tiny_audio.errors import UserError
+from tiny_audio.hub.asr_checkpoint import WEIGHTS_FILE, load_own_state_dict, own_state_dict
+
+OPTIMIZER_FILE = "optimizer.pt"
+STATE_FILE = "state.json"
+PREFIX = "step-"
+
+
+@dataclass
+class Progress:
+    """Where a run stands. `epoch` and `batch` are the next batch of the data, in the planner's order."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    audio_seconds: float = 0.0
+    train_seconds: float = 0.0
+
+
+def save_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, keep: int
+) -> Path:
+    """Writes `step-N` beside its final name, flushes it to the disk, renames it, and drops the oldest beyond `keep`.
+
+    Raises:
+        UserError: the disk is full; what was there before is untouched and nothing half-written stays.
+    """
+    target = folder / f"{PREFIX}{progress.step}"
+    partial = folder / f".{target.name}.partial"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        state = {name: weight.contiguous() for name, weight in own_state_dict(model).items()}
+        if model.config.tie_word_embeddings:
+            state.pop("lm_head.weight", None)
+        save_file(state, partial / WEIGHTS_FILE)
+        torch.save(optimizer.state_dict(), partial / OPTIMIZER_FILE)
+        (partial / STATE_FILE).write_text(json.dumps({**asdict(progress), **_random_states()}), encoding="utf-8")
+        for file in partial.iterdir():
+            flush(file)
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(partial, target)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if error.errno == errno.ENOSPC:
+            raise UserError(f"no space left for the checkpoint {target}: free some, then go on with training.resume=true") from error
+        raise
+    for old in list_checkpoints(folder)[:-keep] if keep else []:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def flush(file: Path) -> None:
+    """Forces a written file onto the disk, so that a rename never points at bytes that are not there yet."""
+    with file.open("rb+") as handle:
+        os.fsync(handle.fileno())
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Finished checkpoints, oldest first."""
+    found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
+
+
+def find_checkpoint(resume: bool | str, folder: Path) -> Path | None:
+    """The checkpoint that `training.resume` asks for. Raises UserError when there is none."""
+    if not resume:
+        return None
+    if isinstance(resume, str):
+        if not (Path(resume) / STATE_FILE).is_file():
+            raise UserError(f"training.resume={resume} is no checkpoint: expected a folder checkpoints/step-N")
+        return Path(resume)
+    found = list_checkpoints(folder)
+    if not found:
+        raise UserError(f"training.resume=true, but {folder} holds no checkpoint; leave it out to start afresh")
+    return found[-1]
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    """Puts a run back where `path` left it, random states included.
+
+    Raises:
+        UserError: the checkpoint is of another model or another set of trained parts.
+    """
+    try:
+        load_own_state_dict(model, load_file(path / WEIGHTS_FILE), str(path))
+        # weights_only: a checkpoint is data, whoever made it; it must not be able to run code.
+        optimizer.load_state_dict(torch.load(path / OPTIMIZER_FILE, weights_only=True))
+        state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+    except (ValueError, OSError, KeyError) as error:
+        raise UserError(f"cannot resume from {path}: {error}") from error
+    _restore_random_states(state)
+    return Progress(**{key: state[key] for key in Progress.__dataclass_fields__})
+
+
+def _random_states() -> dict[str, Any]:
+    states = {"torch_random_state": _encode(torch.get_rng_state())}
+    if torch.cuda.is_available():
+        states["cuda_random_state"] = _encode(torch.cuda.get_rng_state())
+    return states
+
+
+def _restore_random_states(state: dict[str, Any]) -> None:
+    torch.set_rng_state(_decode(state["torch_random_state"]))
+    if "cuda_random_state" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(_decode(state["cuda_random_state"]))
+
+
+def _encode(state: torch.Tensor) -> str:
+    return base64.b64encode(state.numpy().tobytes()).decode()
+
+
+def _decode(text: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)

@@ -1,0 +1,230 @@
+"""The training loop: batches to steps, and a step to a line of metrics.
+
+One optimiser step takes `gradient_accumulation_steps` batches on each process. The losses of all of them are divided by the
+step's own counts of tokens, so that a step is the same whether its clips came in one batch or in many.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from omegaconf import DictConfig
+
+from tiny_audio.errors import UserError
+from tiny_audio.hub.asr_losses import CTC_PADDING, IGNORE_LABEL
+from tiny_audio.train.build import loss_weights
+from tiny_audio.train.checkpoints import Progress, save_checkpoint
+from tiny_audio.train.optimizer import build_optimizer, learning_rate_factor
+
+TERM_NAMES = {"lm": "lm_loss", "ctc": "ctc_loss", "embedding": "embedding_loss", "balance": "balance_loss"}
+MODEL_INPUTS = ("input_features", "input_features_mask", "input_ids", "labels", "ctc_labels")
+
+Report = Callable[[dict[str, Any]], None]
+
+
+class Trainer:
+    """Trains `model` on `data` until `training.max_steps`.
+
+    Args:
+        config: the run's whole config.
+        model: on the CPU, in float32; moved to the accelerator's device here.
+        data: a `TrainData`; its order of batches is a pure function of epoch and batch number.
+        folder: where checkpoints go.
+        report: called with each line of metrics.
+        evaluate: called every `training.eval_steps` steps; returns more metrics, such as the dev WER.
+    """
+
+    def __init__(
+        self,
+        config: DictConfig,
+        model: Any,
+        data: Any,
+        folder: Path,
+        report: Report,
+        evaluate: Callable[[], dict[str, float]] | None = None,
+    ):
+        self.config, self.settings = config, config.training
+        self.data, self.folder, self.report, self.evaluate = data, folder, report, evaluate
+        self.accelerator = Accelerator(mixed_precision=mixed_precision(self.settings.bf16))
+        if self.settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if self.accelerator.mixed_precision == "bf16":
+            cast_frozen(model, torch.bfloat16)
+        self.optimizer = build_optimizer(model, self.settings)
+        self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.model, self.optimizer = self.accelerator.prepare(model, self.optimizer)
+        self.progress = Progress()
+        self._totals: dict[str, float] = {}
+
+    @property
+    def bare_model(self) -> Any:
+        return self.accelerator.unwrap_model(self.model)
+
+    def run(self) -> Progress:
+        """Trains to the end. Ctrl-C finishes the step, saves, and raises KeyboardInterrupt.
+
+        Raises:
+            UserError: the loss is not a finite number, or the disk is full.
+        """
+        self.model.train()
+        batches = self._batches()
+        self._log_start = time.perf_counter()
+        with finish_step_first() as stop_asked:
+            while self.progress.step < self.settings.max_steps:
+                started = time.perf_counter()
+                self._step([next(batches) for _ in range(self.settings.gradient_accumulation_steps)])
+                self.progress.train_seconds += time.perf_counter() - started
+                self._after_step()
+                if stop_asked():
+                    self.save()
+                    raise KeyboardInterrupt
+        return self.progress
+
+    def save(self) -> None:
+        if self.accelerator.is_main_process:
+            save_checkpoint(
+                self.folder / "checkpoints", self.bare_model, self.optimizer, self.progress, self.settings.save_total_limit
+            )
+
+    def _batches(self) -> Iterator[dict[str, Any]]:
+        """Endless batches from where the run stands, each followed by moving the place in the data on by one."""
+        while True:
+            seen = False
+            for batch in self.data.batches(self.progress.epoch, self.progress.batch):
+                self.progress.batch += 1
+                seen = True
+                yield batch
+            if not seen and self.progress.batch == 0:
+                raise UserError("data.train made no batch: no clip is left after the filters")
+            self.progress.epoch, self.progress.batch = self.progress.epoch + 1, 0
+
+    def _step(self, batches: list[dict[str, Any]]) -> None:
+        factor = learning_rate_factor(self.progress.step, self.settings)
+        for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
+            group["lr"] = peak * factor
+        weights = loss_weights(self.config, self.progress.step / self.settings.max_steps)
+        counts = self._counts(batches)
+        losses = 0.0
+        for batch in batches:
+            inputs = {key: batch[key].to(self.accelerator.device) for key in MODEL_INPUTS if key in batch}
+            with self.accelerator.autocast():
+                output = self.model(**inputs, loss_weights=weights, normalizers=counts)
+            # DDP averages gradients over the processes; the counts are already those of all of them.
+            self.accelerator.backward(output.loss * self.accelerator.num_processes)
+            losses += output.loss.detach()
+            for name, term in output.loss_sums.items():
+                self._add(f"{name}_sum", term)
+                self._add(f"{name}_count", counts[name] / len(batches))
+            self._add("infeasible", output.infeasible)
+            self._add("audio_seconds", batch["audio_seconds"])
+            self.progress.audio_seconds += batch["audio_seconds"]
+        self._check_finite(losses, batches)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.progress.step += 1
+        self._add("loss", losses)
+        self._add("gradient_norm", norm)
+        self._add("steps", 1)
+
+    def _counts(self, batches: list[dict[str, Any]]) -> dict[str, float]:
+        """What each loss is divided by: tokens, characters and clips of the whole step, over all processes."""
+        tokens = sum(int((batch["labels"][:, 1:] != IGNORE_LABEL).sum()) for batch in batches)
+        characters = sum(int((batch["ctc_labels"] != CTC_PADDING).sum()) for batch in batches if "ctc_labels" in batch)
+        clips = sum(len(batch["labels"]) for batch in batches)
+        local = torch.tensor([tokens, characters, clips], dtype=torch.float64, device=self._count_device())
+        tokens, characters, clips = self.accelerator.reduce(local, reduction="sum").tolist()
+        return {"lm": tokens, "ctc": characters, "embedding": tokens, "balance": clips}
+
+    def _count_device(self) -> torch.device:
+        # Apple GPUs know no float64; one process has nothing to reduce.
+        return torch.device("cpu") if self.accelerator.num_processes == 1 else self.accelerator.device
+
+    def _check_finite(self, loss: torch.Tensor, batches: list[dict[str, Any]]) -> None:
+        if not torch.isfinite(loss):
+            clips = [clip for batch in batches for clip in batch["utterance_ids"]]
+            raise UserError(
+                f"the loss of step {self.progress.step + 1} is {float(loss)}: lower training.learning_rate, or look at these "
+                f"clips: {', '.join(clips[:8])}. The last checkpoint is whole: training.resume=true goes on from it"
+            )
+
+    def _add(self, name: str, value: Any) -> None:
+        self._totals[name] = self._totals.get(name, 0.0) + value
+
+    def _after_step(self) -> None:
+        step, settings = self.progress.step, self.settings
+        last = step == settings.max_steps
+        line = self._metrics() if step % settings.logging_steps == 0 or last else {}
+        if self.evaluate is not None and settings.eval_steps and (step % settings.eval_steps == 0 or last):
+            self.model.eval()
+            line = {**(line or {"step": step}), **self.evaluate()}
+            self.model.train()
+            self._log_start = time.perf_counter()
+        if line:
+            self.report(line)
+        if step % settings.save_steps == 0 or last:
+            self.save()
+
+    def _metrics(self) -> dict[str, Any]:
+        """One line for metrics.jsonl: means since the last one."""
+        totals = {name: float(value) for name, value in self._totals.items()}
+        self._totals = {}
+        now = time.perf_counter()
+        elapsed, self._log_start = now - self._log_start, now
+        line = {
+            "step": self.progress.step,
+            "epoch": self.progress.epoch,
+            "loss": totals["loss"] / totals["steps"],
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "gradient_norm": totals["gradient_norm"] / totals["steps"],
+            "audio_seconds_per_second": totals["audio_seconds"] / elapsed,
+            "train_seconds": self.progress.train_seconds,
+            "infeasible_ctc_targets": int(totals["infeasible"]),
+        }
+        for name, key in TERM_NAMES.items():
+            if f"{name}_sum" in totals:
+                line[key] = totals[f"{name}_sum"] / max(totals[f"{name}_count"], 1)
+        return line
+
+
+def mixed_precision(bf16: bool | str) -> str:
+    """ "bf16" where it is asked for, or by itself where the device computes in it; else "no"."""
+    if bf16 == "auto":
+        bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return "bf16" if bf16 else "no"
+
+
+def cast_frozen(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Frozen weights in half the bytes; what trains keeps float32 master weights."""
+    for parameter in model.parameters():
+        if not parameter.requires_grad and parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+
+
+@contextmanager
+def finish_step_first() -> Iterator[Callable[[], bool]]:
+    """Inside, the first Ctrl-C (or SIGTERM) only sets a flag; a second one interrupts at once."""
+    asked: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        asked.append(number)
+        if len(asked) > 1:
+            raise KeyboardInterrupt
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    try:
+        previous = {number: signal.signal(number, handle) for number in numbers}
+    except ValueError:  # not in the main thread: there are no signals to catch
+        previous = {}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

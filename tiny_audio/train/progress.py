@@ -1,0 +1,52 @@
+"""The live display of a run: a bar with losses, dev WER, speed and time left, or plain lines where nobody watches."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class TrainingDisplay:
+    """Shows each line of metrics on standard error."""
+
+    def __init__(self, max_steps: int, first_step: int = 0):
+        self.console = Console(stderr=True)
+        self.live = sys.stderr.isatty()
+        self.max_steps = max_steps
+        self.dev_wer = ""
+        self.bar = Progress(
+            TextColumn("[bold]training"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total} steps"),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.live,
+        )
+        self.task = self.bar.add_task("training", total=max_steps, completed=first_step, status="")
+
+    def __enter__(self) -> TrainingDisplay:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.bar.stop()
+
+    def show(self, line: dict[str, Any]) -> None:
+        if "dev_wer" in line:
+            self.dev_wer = f"dev WER {100 * line['dev_wer']:.1f}%"
+        if "loss" not in line:
+            return
+        parts = [f"loss {line['loss']:.3f}"]
+        if "ctc_loss" in line:
+            parts.append(f"ctc {line['ctc_loss']:.3f}")
+        parts += [self.dev_wer, f"{line['audio_seconds_per_second']:.0f} s audio/s"]
+        status = "  ".join(part for part in parts if part)
+        self.bar.update(self.task, completed=line["step"], status=status)
+        if not self.live:
+            self.console.print(f"step {line['step']}/{self.max_steps}  {status}", highlight=False)

@@ -1,0 +1,102 @@
+"""What a run leaves behind besides its model: config.yaml, metrics.jsonl, metrics.json, samples.txt and loss.png."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from tiny_audio.errors import UserError
+
+SMOOTHING = 0.9  # of the exponential average drawn over the raw loss
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a whole file or leaves the old one."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def prepare_folder(folder: Path, resuming: bool) -> Path | None:
+    """Makes the run's folder. A finished or broken earlier run in its place is kept beside it as `NAME.1`, `NAME.2`...
+
+    Returns where the earlier run went, or None. Raises UserError when the folder cannot be made.
+    """
+    moved = None
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"output_dir={folder} is a file; name a folder")
+        if folder.is_dir() and any(folder.iterdir()) and not resuming:
+            if not (folder / "config.yaml").is_file():
+                raise UserError(f"output_dir={folder} holds files of something else; name another folder or empty it")
+            number = next(n for n in range(1, 1_000_000) if not folder.with_name(f"{folder.name}.{n}").exists())
+            moved = folder.rename(folder.with_name(f"{folder.name}.{number}"))
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make output_dir={folder}: {error.strerror or error}") from error
+    return moved
+
+
+class MetricsLog:
+    """metrics.jsonl: one line for each logging step; lines of steps after a resumed one are dropped."""
+
+    def __init__(self, path: Path, first_step: int):
+        self.path = path
+        kept = [line for line in read_metrics(path) if line["step"] <= first_step]
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def write(self, values: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line cut short by a crash is left out."""
+    lines = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return lines
+
+
+def draw_loss(folder: Path, title: str) -> Path | None:
+    """loss.png: the losses, their smoothed course, and the word error rate on the dev set. None without any line."""
+    from matplotlib.figure import Figure
+
+    lines = read_metrics(folder / "metrics.jsonl")
+    losses = [line for line in lines if "loss" in line]
+    if not losses:
+        return None
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    steps = [line["step"] for line in losses]
+    for key, label, color in (("lm_loss", "language model", "tab:blue"), ("ctc_loss", "alignment (CTC)", "tab:green")):
+        values = [line.get(key) for line in losses]
+        if None not in values:
+            axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
+            axes.plot(steps, _smooth(values), color=color, label=label)
+    axes.set(xlabel="step", ylabel="loss per token or character", yscale="log", title=title)
+    axes.grid(alpha=0.3)
+    evaluated = [line for line in lines if "dev_wer" in line]
+    if evaluated:
+        right = axes.twinx()
+        right.plot([e["step"] for e in evaluated], [100 * e["dev_wer"] for e in evaluated], "o-", color="tab:red")
+        right.set_ylabel("dev word error rate, %", color="tab:red")
+        right.set_ylim(bottom=0)
+    axes.legend(loc="upper right")
+    target = folder / "loss.png"
+    figure.savefig(target, dpi=120)
+    return target
+
+
+def _smooth(values: list[float]) -> list[float]:
+    average, smoothed = values[0], []
+    for value in values:
+        average = SMOOTHING * average + (1 - SMOOTHING) * value
+        smoothed.append(average)
+    return smoothed
