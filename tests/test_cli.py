@@ -22,7 +22,12 @@ HEAVY = ("torch", "transformers", "numpy", "rich", "typer", "soundfile", "datase
 def run_python(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(Path(tiny_audio.__file__).parents[1])}
     return subprocess.run(  # type: ignore[call-overload,no-any-return]
-        [sys.executable, *arguments], capture_output=True, text=True, encoding="utf-8", env=environment, **options
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=environment,
+        **options,
     )
 
 
@@ -51,7 +56,9 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     )
     result = run_python("-c", script)
     assert result.stderr.strip() == "[] 0"
-    assert all(name in result.stdout and command.summary in result.stdout for name, command in COMMANDS.items())
+    assert all(
+        name in result.stdout and command.summary in result.stdout for name, command in COMMANDS.items()
+    )
     start = time.perf_counter()
     run_python("-m", "tiny_audio", "--help")
     assert time.perf_counter() - start < 3  # about 0.1 s; with torch several seconds
@@ -89,7 +96,9 @@ def test_version_and_no_arguments(capsys: pytest.CaptureFixture[str]) -> None:
         (["transcribe", "m", "f", "--batch-size", "many"], "--batch-size"),
     ],
 )
-def test_mistakes_in_the_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_in_the_arguments(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(arguments) == 2
     assert message in error_of(capsys)
 
@@ -102,9 +111,17 @@ class OutOfMemoryError(RuntimeError):
     ("error", "message", "code"),
     [
         (UserError("no such thing; use another"), "error: no such thing; use another\n", 2),
-        (OSError(errno.ENOSPC, "No space left on device", "model.bin"), "No space left on the disk for model.bin", 2),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "model.bin"),
+            "No space left on the disk for model.bin",
+            2,
+        ),
         (RuntimeError("I/O error: No space left on device (os error 28)"), "No space left on the disk", 2),
-        (FileNotFoundError(errno.ENOENT, "No such file or directory", "a.wav"), "a.wav: No such file or directory", 2),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file or directory", "a.wav"),
+            "a.wav: No such file or directory",
+            2,
+        ),
         (OSError("two\nlines"), "two lines", 2),
         (MemoryError(), "Out of memory", 2),
         (OutOfMemoryError("CUDA out of memory"), "Out of memory: CUDA", 2),
@@ -151,7 +168,9 @@ def test_a_value_error_of_ours_is_meant_for_the_user_and_others_are_not(
     kept.unlink()
 
 
-def test_debug_shows_the_traceback_wherever_it_stands(command: Callable, capsys: pytest.CaptureFixture[str]) -> None:
+def test_debug_shows_the_traceback_wherever_it_stands(
+    command: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fail(names: Annotated[list[str] | None, typer.Argument()] = None) -> None:
         raise UserError(f"got {names}")
 
@@ -208,7 +227,8 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 def test_ctrl_c_is_quiet() -> None:
     script = (
         "import sys, _thread, threading, time; from tiny_audio import cli\n"
-        "def wait():\n    threading.Timer(0.1, _thread.interrupt_main).start(); [time.sleep(0.01) for _ in range(3000)]\n"
+        "def wait():\n    threading.Timer(0.1, _thread.interrupt_main).start()\n"
+        "    [time.sleep(0.01) for _ in range(3000)]\n"
         "cli._trial = wait\n"
         "cli.COMMANDS['try'] = cli.Command('tiny_audio.cli', '_trial', '')\n"
         "sys.exit(cli.main(['try']))"
@@ -217,7 +237,9 @@ def test_ctrl_c_is_quiet() -> None:
     assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
 
 
-def test_output_is_utf8_in_a_pipe_whatever_the_locale(monkeypatch: pytest.MonkeyPatch, command: Callable) -> None:
+def test_output_is_utf8_in_a_pipe_whatever_the_locale(
+    monkeypatch: pytest.MonkeyPatch, command: Callable
+) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
     command(lambda: print("日本 \udcff"))
@@ -233,4 +255,6 @@ def test_every_command_of_the_table_exists(name: str, capsys: pytest.CaptureFixt
 
 def test_the_module_runs_like_the_command() -> None:
     result = run_python("-m", "tiny_audio", "evl")
-    assert result.returncode == 2 and result.stderr == 'error: There is no command "evl". Did you mean "eval"?\n'
+    assert (
+        result.returncode == 2 and result.stderr == 'error: There is no command "evl". Did you mean "eval"?\n'
+    )

@@ -85,7 +85,9 @@ def test_folders_and_patterns(folder: Path) -> None:
     assert expand_files(["odd[1].wav"]) == (["odd[1].wav"], False)
 
 
-@pytest.mark.parametrize(("names", "message"), [(["-", "-"], "once"), (["x*.wav"], "no file matches"), (["empty"], "no audio")])
+@pytest.mark.parametrize(
+    ("names", "message"), [(["-", "-"], "once"), (["x*.wav"], "no file matches"), (["empty"], "no audio")]
+)
 def test_arguments_that_mean_nothing(names: list[str], message: str, folder: Path) -> None:
     (folder / "empty").mkdir()
     with pytest.raises(UserError, match=message):
@@ -108,7 +110,10 @@ def test_errors_go_to_standard_error_and_into_the_exit_code(
     assert main(["transcribe", "model", "missing.wav", "c.wav", "cursed.wav"]) == 2
     captured = capsys.readouterr()
     assert captured.out == "c.wav\tsix\n"
-    assert captured.err == "error: missing.wav: no such file\nerror: cursed.wav: RuntimeError: the beam is empty\n"
+    assert (
+        captured.err
+        == "error: missing.wav: no such file\nerror: cursed.wav: RuntimeError: the beam is empty\n"
+    )
 
 
 def test_json_has_a_line_for_every_file(listener: Listener, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,7 +126,9 @@ def test_json_has_a_line_for_every_file(listener: Listener, capsys: pytest.Captu
     ]
 
 
-def test_standard_input(listener: Listener, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_standard_input(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(Path("c.wav").read_bytes())))
     assert main(["transcribe", "model", "-"]) == 0
     assert capsys.readouterr() == ("six\n", "")
@@ -148,7 +155,9 @@ def test_libraries_that_print_do_not_spoil_the_output(
 def test_a_model_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["transcribe", "outputs/nowhere/model", "a.wav"]) == 2
     captured = capsys.readouterr()
-    assert captured.out == "" and captured.err.startswith("error: There is no model at outputs/nowhere/model.")
+    assert captured.out == "" and captured.err.startswith(
+        "error: There is no model at outputs/nowhere/model."
+    )
 
 
 def test_a_file_name_that_is_not_unicode(listener: Listener, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
-"""The command line: a table of commands, each imported only when it runs, and one line for everything that goes wrong.
+"""The command line: a table of commands, each imported only when it runs, and one line for every error.
 
-Exit codes: 0 done; 2 something the user can mend (or, for transcribe, a file that failed); 130 stopped by Ctrl-C;
-141 nobody reads the output any more; 1 a defect of ours.
+Exit codes: 0 done; 2 something the user can mend (or, for transcribe, a file that failed); 130 stopped by
+Ctrl-C; 141 nobody reads the output any more; 1 a defect of ours.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ USER_ERROR, DEFECT, INTERRUPTED, BROKEN_PIPE = 2, 1, 130, 141
 
 @dataclass(frozen=True)
 class Command:
-    """Where a command lives (`function` of `module`: a function with Typer annotations, or a Typer app) and what it does."""
+    """Where a command lives and what it does.
+
+    `function` of `module` is a function with Typer annotations, or a Typer app.
+    """
 
     module: str
     function: str
@@ -34,9 +37,15 @@ class Command:
 
 
 COMMANDS = {
-    "train": Command("tiny_audio.train.command", "train", "Train a recogniser; without arguments, the nano recipe."),
-    "transcribe": Command("tiny_audio.transcribe", "transcribe_command", "Write down what is said in audio files."),
-    "eval": Command("tiny_audio.evaluate.command", "evaluate_command", "Measure the word error rate of a model."),
+    "train": Command(
+        "tiny_audio.train.command", "train", "Train a recogniser; without arguments, the nano recipe."
+    ),
+    "transcribe": Command(
+        "tiny_audio.transcribe", "transcribe_command", "Write down what is said in audio files."
+    ),
+    "eval": Command(
+        "tiny_audio.evaluate.command", "evaluate_command", "Measure the word error rate of a model."
+    ),
 }
 
 EXAMPLES = (
@@ -47,7 +56,7 @@ EXAMPLES = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line (default: `sys.argv`) and return its exit code. Only output and errors that are meant for people appear."""
+    """Run one command line (default: `sys.argv`) and return its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options_end = arguments.index("--") if "--" in arguments else len(arguments)
     debug = "--debug" in arguments[:options_end]
@@ -82,7 +91,9 @@ def _run(arguments: list[str]) -> int:
         print(f"{PROGRAM} {tiny_audio.__version__}")
         return 0
     if name.startswith("-"):
-        raise UserError(f"There is no option {name} before a command.{nearest(name, ('--help', '--version', '--debug'))}")
+        raise UserError(
+            f"There is no option {name} before a command.{nearest(name, ('--help', '--version', '--debug'))}"
+        )
     if name not in COMMANDS:
         hint = nearest(name, COMMANDS) or f" Commands: {', '.join(COMMANDS)}."
         raise UserError(f'There is no command "{name}".{hint}')
@@ -140,9 +151,17 @@ def describe(error: Exception) -> tuple[str, int]:
         return _describe_usage_error(error, format_message()), USER_ERROR
     if _is_disk_full(error):
         place = getattr(error, "filename", None)
-        return f"No space left on the disk{f' for {place}' if place else ''}. Free some, or write elsewhere.", USER_ERROR
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's own has that name
-        return f"Out of memory: {_one_line(error)}. Try smaller batches, shorter audio or a smaller model.", USER_ERROR
+        return (
+            f"No space left on the disk{f' for {place}' if place else ''}. Free some, or write elsewhere.",
+            USER_ERROR,
+        )
+    if (
+        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    ):  # torch's own has that name
+        return (
+            f"Out of memory: {_one_line(error)}. Try smaller batches, shorter audio or a smaller model.",
+            USER_ERROR,
+        )
     if isinstance(error, OSError):
         return _describe_os_error(error), USER_ERROR
     if isinstance(error, ValueError) and _is_raised_by_us(error):
@@ -168,7 +187,7 @@ def _is_disk_full(error: Exception) -> bool:
 
 
 def _is_raised_by_us(error: Exception) -> bool:
-    """Whether the innermost frame of the traceback is our own code: then the message is meant for the user."""
+    """Whether the innermost frame of the traceback is ours: then the message is meant for the user."""
     frames = traceback.extract_tb(error.__traceback__)
     package = str(Path(tiny_audio.__file__).parent) + os.sep
     return bool(frames) and frames[-1].filename.startswith(package)
@@ -179,7 +198,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _keep_traceback(error: Exception) -> str:
-    """Write the traceback to a file, since a long run cannot simply be repeated to see it, and say where it lies."""
+    """Write the traceback to a file and say where: a long run cannot simply be repeated to see it."""
     lines = traceback.format_exception(error)
     try:
         handle, path = tempfile.mkstemp(prefix="tiny-audio-error-", suffix=".txt")

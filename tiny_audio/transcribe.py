@@ -45,22 +45,32 @@ def transcribe_command(
     model: Annotated[str, typer.Argument(help="Folder or hub id of the model, such as outputs/nano/model.")],
     files: Annotated[
         list[str],
-        typer.Argument(help="Audio files, folders (every audio file below them), patterns such as *.wav, or - for standard input."),
+        typer.Argument(
+            help="Audio files, folders (every audio file below them), patterns such as *.wav,"
+            " or - for standard input."
+        ),
     ],
     as_json: Annotated[
-        bool, typer.Option("--json", help='A line of JSON for each file: {"audio", "seconds", "text"} or {"audio", "error"}.')
+        bool,
+        typer.Option(
+            "--json", help='A line of JSON for each file: {"audio", "seconds", "text"} or {"audio", "error"}.'
+        ),
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Files transcribed at a time.")] = 8,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="The longest transcript in tokens. Left out: the model's own limit.", show_default=False),
+        typer.Option(
+            min=1,
+            help="The longest transcript in tokens. Left out: the model's own limit.",
+            show_default=False,
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
     """Write down what is said in audio files.
 
-    Standard output holds transcripts only: the text for one file, PATH<TAB>TEXT lines for several. A file that
-    cannot be transcribed costs a line on standard error, not the other files; the exit code is then 2.
+    Standard output holds transcripts only: the text for one file, PATH<TAB>TEXT lines for several. A file
+    that cannot be transcribed costs a line on standard error, not the other files; the exit code is then 2.
 
     \b
     Examples:
@@ -88,10 +98,12 @@ def transcribe_command(
 
 
 def expand_files(files: Sequence[str]) -> tuple[list[str], bool]:
-    """The audio files that the arguments mean, and whether they can be several (folders and patterns always can).
+    """The audio files that the arguments mean, and whether they can be several (a folder's always can).
 
-    A folder stands for every audio file below it, in order; a pattern that the shell has left alone (as on Windows) for what
-    it matches. A name that is nothing of the kind stays as it is and is reported when it is read.
+    A folder stands for every audio file below it, in order; a pattern that the shell has left alone (as on
+    Windows) for what it matches. A name that is nothing of the kind stays as it is and is reported when it is
+    read.
+
     Raises UserError for a folder without audio, a pattern without match, and standard input named twice.
     """
     from tiny_audio.data.folder import AUDIO_SUFFIXES
@@ -109,7 +121,10 @@ def expand_files(files: Sequence[str]) -> tuple[list[str], bool]:
                 if path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".") and path.is_file()
             )
             if not found:
-                raise UserError(f"{name}: no audio in this folder; known are files ending in {' '.join(sorted(AUDIO_SUFFIXES))}")
+                raise UserError(
+                    f"{name}: no audio in this folder; known are files ending in"
+                    f" {' '.join(sorted(AUDIO_SUFFIXES))}"
+                )
             paths.extend(found)
         elif glob.has_magic(name) and not os.path.lexists(name):
             several = True
@@ -132,8 +147,9 @@ def transcribe_files(
     """Transcribe files in batches, giving each result in the order of `paths` as soon as its batch is done.
 
     Args:
-        load: returns the function from 16 kHz waveforms to texts, and the longest clip it takes in seconds. Not called where no
-            file exists: a mistyped name should not wait for gigabytes of weights.
+        load: returns the function from 16 kHz waveforms to texts, and the longest clip it takes in
+            seconds. Not called where no file exists: a mistyped name should not wait for gigabytes of
+            weights.
         paths: audio files, `-` for standard input.
         batch_size: files transcribed at a time. A batch that fails is repeated file by file.
     """
@@ -141,7 +157,8 @@ def transcribe_files(
 
     # Before anything else can read from it.
     standard_input = sys.stdin.buffer.read() if STANDARD_INPUT in paths else b""
-    transcribe, max_seconds = _nothing, None
+    transcribe: Transcribe = _nothing
+    max_seconds = None
     if any(path == STANDARD_INPUT or os.path.exists(path) for path in paths):
         transcribe, max_seconds = load()
     for start in range(0, len(paths), batch_size):
@@ -154,7 +171,9 @@ def transcribe_files(
                 waveforms[index] = load_audio(source, max_seconds=max_seconds)
             except (OSError, ValueError) as error:  # AudioError is a ValueError
                 results[index] = Transcript(path, error=describe_failure(error).removeprefix(f"{path}: "))
-        for index, outcome in zip(waveforms, _transcribe_batch(transcribe, list(waveforms.values())), strict=True):
+        for index, outcome in zip(
+            waveforms, _transcribe_batch(transcribe, list(waveforms.values())), strict=True
+        ):
             if isinstance(outcome, Exception):
                 results[index] = Transcript(batch[index], error=describe_failure(outcome))
             else:
@@ -167,9 +186,7 @@ def _nothing(waveforms: list[Any]) -> list[str]:
     return []
 
 
-def _transcribe_batch(
-    transcribe: Transcribe, waveforms: list[Any]
-) -> Sequence[str | Exception]:
+def _transcribe_batch(transcribe: Transcribe, waveforms: list[Any]) -> Sequence[str | Exception]:
     if not waveforms:
         return []
     try:
@@ -183,7 +200,10 @@ def _transcribe_batch(
 
 
 def print_transcript(transcript: Transcript, output: TextIO, *, several: bool, as_json: bool) -> None:
-    """Write one result to `output`, its error (if any) to standard error. Plain transcripts take exactly one line."""
+    """Write one result to `output`, its error (if any) to standard error.
+
+    Plain transcripts take exactly one line.
+    """
     if transcript.error is not None:
         print(f"error: {transcript.audio}: {transcript.error}", file=sys.stderr, flush=True)
     if as_json:

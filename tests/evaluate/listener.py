@@ -12,7 +12,10 @@ SAMPLING_RATE = 16_000
 
 
 class Listener:
-    """Implements `Provider`: answers by the length of a clip, fails where the answer is an exception, and counts its calls."""
+    """A `Provider` by hand.
+
+    It answers by the length of a clip, fails where the answer is an exception, and counts its calls.
+    """
 
     def __init__(self, answers: dict[int, str | Exception], max_seconds: float | None = 30.0) -> None:
         self.answers = answers
@@ -40,7 +43,12 @@ def write_manifest(folder: Path, rows: list[tuple[str, int, str]]) -> Path:
     lines = []
     for name, num_samples, text in rows:
         write_clip(folder / f"{name}.wav", num_samples)
-        row = {"audio": f"{name}.wav", "text": text, "speaker": name[0], "seconds": num_samples / SAMPLING_RATE}
+        row = {
+            "audio": f"{name}.wav",
+            "text": text,
+            "speaker": name[0],
+            "seconds": num_samples / SAMPLING_RATE,
+        }
         lines.append(json.dumps(row))
     path = folder / "manifest.jsonl"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -21,7 +21,9 @@ def in_an_empty_folder_with_a_listener(tmp_path: Path, monkeypatch: pytest.Monke
 def make_run(folder: Path, train: object) -> Path:
     (folder / "model").mkdir(parents=True)
     (folder / "model" / "config.json").write_text("{}", encoding="utf-8")
-    (folder / "config.yaml").write_text(json.dumps({"data": {"train": train}}), encoding="utf-8")  # JSON is YAML
+    (folder / "config.yaml").write_text(
+        json.dumps({"data": {"train": train}}), encoding="utf-8"
+    )  # JSON is YAML
     return folder / "model"
 
 
@@ -73,6 +75,7 @@ def test_replacing_other_results_is_said(tmp_path: Path, capsys: pytest.CaptureF
         (["--data", "digits", "--output-dir", "digits/a1.wav"], "is a file"),
         (["--data", "digits", "--output-dir", "digits/a1.wav/deeper"], "is a file"),
         (["--data", "digits", "--max-samples", "0"], "--max-samples"),
+        (["--provider", "tiny-audio"], "Which model?"),
         (["--data", "digits", "--provider", "listner"], 'Did you mean "listener"'),
     ],
 )
@@ -81,7 +84,10 @@ def test_mistakes_are_one_line_and_write_nothing(
 ) -> None:
     write_manifest(tmp_path / "digits", ROWS)
     before = sorted(tmp_path.rglob("*"))
-    assert main(["eval", *(["--provider", "listener"] if "--provider" not in arguments else []), *arguments]) == 2
+    assert (
+        main(["eval", *(["--provider", "listener"] if "--provider" not in arguments else []), *arguments])
+        == 2
+    )
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count("\n") == 1
     assert captured.out == "" and sorted(tmp_path.rglob("*")) == before
@@ -127,7 +133,11 @@ def test_a_config_that_does_not_say_is_an_error(tmp_path: Path, capsys: pytest.C
         ("runs/nano/model", "corpus:test", "eval_nano_corpus-test"),
         ("runs/nano", "sets/my digits", "eval_nano_my-digits"),
         ("runs/nano/checkpoints/step-20", "sets/my digits/manifest.jsonl", "eval_nano-step-20_my-digits"),
-        ("owner/name", "hub:speechbrain/LoquaciousSet/large:test", "eval_owner-name_LoquaciousSet-large-test"),
+        (
+            "owner/name",
+            "hub:speechbrain/LoquaciousSet/large:test",
+            "eval_owner-name_LoquaciousSet-large-test",
+        ),
         ("listener", "sets/clips.parquet", "eval_listener_clips"),
         ("..", "../..", None),
         ("a<b>:|?*", "é", "eval_a-b_unnamed"),
@@ -141,7 +151,9 @@ def test_default_folder(model: str, data: str, expected: str | None, tmp_path: P
     assert Path(name).name == name and ".." not in name
 
 
-def test_a_folder_without_permission_is_found_out_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_permission_is_found_out_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(command.os, "access", lambda path, mode: False)
     with pytest.raises(command.UserError, match="no permission"):
         command.check_output_dir(tmp_path / "results")

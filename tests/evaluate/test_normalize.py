@@ -1,11 +1,20 @@
 import pytest
 
 from tiny_audio.errors import UserError
-from tiny_audio.evaluate.normalize import NORMALIZERS, basic, default_normalizer, english, get_normalizer, none
+from tiny_audio.evaluate.normalize import (
+    NORMALIZERS,
+    basic,
+    default_normalizer,
+    english,
+    get_normalizer,
+    none,
+)
 
 
 @pytest.mark.parametrize("name", NORMALIZERS)
-@pytest.mark.parametrize("text", ["", "   ", "Hello,  World!", "it's 5.50$ (laughs) [noise] — naïve", "\tzwölf\n日本"])
+@pytest.mark.parametrize(
+    "text", ["", "   ", "Hello,  World!", "it's 5.50$ (laughs) [noise] — naïve", "\tzwölf\n日本"]
+)
 def test_normalised_text_is_stable_and_single_spaced(name: str, text: str) -> None:
     normalized = NORMALIZERS[name](text)
     assert normalized == " ".join(normalized.split())

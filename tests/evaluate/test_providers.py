@@ -19,7 +19,7 @@ def make_model(folder: Path) -> None:
 
 
 def test_unknown_provider_names_the_nearest() -> None:
-    with pytest.raises(UserError, match='no provider "tinyaudio". Did you mean "tiny-audio"'):
+    with pytest.raises(UserError, match=r'no provider "tinyaudio"\. Did you mean "tiny-audio"'):
         load_provider("tinyaudio", "x")
 
 
@@ -40,7 +40,9 @@ def test_hub_ids_pass_unchanged(hub_id: str) -> None:
     assert find_model(hub_id) == hub_id
 
 
-@pytest.mark.parametrize("path", ["outputs/nan", "./nan", "../nan", "outputs/nan/model", "/nowhere/model", "C:\\runs\\model"])
+@pytest.mark.parametrize(
+    "path", ["outputs/nan", "./nan", "../nan", "outputs/nan/model", "/nowhere/model", "C:\\runs\\model"]
+)
 def test_a_path_that_does_not_exist(path: str) -> None:
     with pytest.raises(UserError, match="no model at"):
         find_model(path)

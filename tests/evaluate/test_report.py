@@ -5,7 +5,13 @@ import pytest
 
 from tests.evaluate.listener import Listener, write_manifest
 from tiny_audio.data.sources import open_source
-from tiny_audio.evaluate.report import aligned_lines, format_samples, write_files, write_results, write_samples
+from tiny_audio.evaluate.report import (
+    aligned_lines,
+    format_samples,
+    write_files,
+    write_results,
+    write_samples,
+)
 from tiny_audio.evaluate.runner import EvalResult, evaluate
 from tiny_audio.evaluate.wer import align
 
@@ -24,8 +30,8 @@ ANSWERS: dict[int, str | Exception] = {
     8000: RuntimeError("broken"),
 }
 METRICS_KEYS = {
-    "wer", "cer", "substitutions", "deletions", "insertions", "reference_words", "num_samples", "wer_ci95", "rtfx",
-    "normalizer", "model", "data", "failed",
+    "wer", "cer", "substitutions", "deletions", "insertions", "reference_words", "num_samples", "wer_ci95",
+    "rtfx", "normalizer", "model", "data", "failed",
 }  # fmt: skip
 RESULT_KEYS = {
     "id", "audio", "seconds", "reference", "hypothesis", "reference_normalized", "hypothesis_normalized",
@@ -61,10 +67,17 @@ def test_the_three_files_agree_with_each_other(result: EvalResult, tmp_path: Pat
     assert Path(records[0]["audio"]).is_file() and records[0]["reference"] == "Good morning."
 
 
-def test_the_report_starts_with_the_headline_and_goes_from_worst_to_best(result: EvalResult, tmp_path: Path) -> None:
+def test_the_report_starts_with_the_headline_and_goes_from_worst_to_best(
+    result: EvalResult, tmp_path: Path
+) -> None:
     write_results(result, tmp_path)
     text = (tmp_path / "results.txt").read_text(encoding="utf-8")
-    assert text.index("WER") < text.index("lost: RuntimeError: broken") < text.index("worse ") < text.index("bad ")
+    assert (
+        text.index("WER")
+        < text.index("lost: RuntimeError: broken")
+        < text.index("worse ")
+        < text.index("bad ")
+    )
     assert text.index("bad ") < text.index("Without errors: 2") < text.index("good: good morning")
     assert "  REF: the cat sat on the mat\n  HYP: the cat sit on *   mat\n               S      D\n" in text
 
@@ -72,7 +85,11 @@ def test_the_report_starts_with_the_headline_and_goes_from_worst_to_best(result:
 def test_columns_of_an_alignment() -> None:
     reference, hypothesis = "a 日本 seven b c", "a seven b x c d"
     lines = aligned_lines(align(reference.split(), hypothesis.split()), reference, hypothesis)
-    assert lines == ["  REF: a 日本 seven b * c *", "  HYP: a *    seven b x c d", "         D            I   I"]
+    assert lines == [
+        "  REF: a 日本 seven b * c *",
+        "  HYP: a *    seven b x c d",
+        "         D            I   I",
+    ]
     assert aligned_lines(align(["a"], ["a"]), "a", "a") == ["  REF: a", "  HYP: a"]
     assert aligned_lines(align([], []), "", "") == ["  REF:", "  HYP:"]
 
@@ -89,7 +106,9 @@ def test_long_alignments_go_on_below() -> None:
 
 def test_shown_samples_come_from_all_over_the_set(result: EvalResult) -> None:
     assert format_samples(result, 2, 80).count("REF") == 2
-    assert "never heard" not in format_samples(result, 2, 80) and "three four" in format_samples(result, 2, 80)
+    assert "never heard" not in format_samples(result, 2, 80) and "three four" in format_samples(
+        result, 2, 80
+    )
     assert format_samples(result, 10, 80).count("REF") == 5
 
 
@@ -99,7 +118,9 @@ def test_a_write_that_fails_leaves_what_was_there(result: EvalResult, tmp_path: 
     (tmp_path / "results" / "metrics.json").unlink()
     (tmp_path / "results" / "metrics.json").mkdir()  # renaming onto it fails
     with pytest.raises(OSError):
-        write_files({tmp_path / "results" / "metrics.json": "new", tmp_path / "results" / "results.txt": "new"})
+        write_files(
+            {tmp_path / "results" / "metrics.json": "new", tmp_path / "results" / "results.txt": "new"}
+        )
     assert sorted(path.name for path in (tmp_path / "results").iterdir()) == sorted(before)
     assert (tmp_path / "results" / "results.txt").read_bytes() == before["results.txt"]
 
@@ -110,6 +131,11 @@ def test_a_file_name_that_is_not_unicode_does_not_cost_the_report(tmp_path: Path
 
 
 def test_samples_file_of_a_run(tmp_path: Path) -> None:
-    write_samples(tmp_path / "samples.txt", [("One two", "one too"), ("", "x")], "basic", heading="step 10: WER 0.50")
+    write_samples(
+        tmp_path / "samples.txt", [("One two", "one too"), ("", "x")], "basic", heading="step 10: WER 0.50"
+    )
     text = (tmp_path / "samples.txt").read_text(encoding="utf-8")
-    assert text == "step 10: WER 0.50\n\n  REF: one two\n  HYP: one too\n           S\n\n  REF: *\n  HYP: x\n       I\n"
+    assert (
+        text == "step 10: WER 0.50\n\n"
+        "  REF: one two\n  HYP: one too\n           S\n\n  REF: *\n  HYP: x\n       I\n"
+    )

@@ -6,7 +6,14 @@ from tests.evaluate.listener import Listener, write_manifest
 from tiny_audio.data.sources import open_source
 from tiny_audio.errors import UserError
 from tiny_audio.evaluate import runner
-from tiny_audio.evaluate.runner import EvalResult, evaluate, evaluate_batches, sample_indices, score_texts, summarize
+from tiny_audio.evaluate.runner import (
+    EvalResult,
+    evaluate,
+    evaluate_batches,
+    sample_indices,
+    score_texts,
+    summarize,
+)
 
 ROWS = [
     ("a1", 4000, "the cat sat on the mat"),
@@ -15,10 +22,18 @@ ROWS = [
     ("b2", 12000, "yes"),
     ("b3", 5000, "no"),
 ]
-ANSWERS: dict[int, str | Exception] = {4000: "The cat sat, on a mat", 8000: "", 6000: "hello", 12000: "Yes.", 5000: "no"}
+ANSWERS: dict[int, str | Exception] = {
+    4000: "The cat sat, on a mat",
+    8000: "",
+    6000: "hello",
+    12000: "Yes.",
+    5000: "no",
+}
 
 
-def run(folder: Path, answers: dict[int, str | Exception], rows: list = ROWS, **options: object) -> EvalResult:
+def run(
+    folder: Path, answers: dict[int, str | Exception], rows: list = ROWS, **options: object
+) -> EvalResult:
     source = open_source(write_manifest(folder, rows))
     return evaluate(Listener(answers), source, model_name="listener", **options)  # type: ignore[arg-type]
 
@@ -57,7 +72,9 @@ def test_windows_bound_the_audio_in_memory(tmp_path: Path, monkeypatch: pytest.M
 
 def test_one_clip_that_fails_costs_its_own_words_only(tmp_path: Path) -> None:
     result = run(tmp_path, {**ANSWERS, 4000: RuntimeError("the\nbeam is empty")})
-    assert [(utterance.id, utterance.error) for utterance in result.failed] == [("a1", "RuntimeError: the beam is empty")]
+    assert [(utterance.id, utterance.error) for utterance in result.failed] == [
+        ("a1", "RuntimeError: the beam is empty")
+    ]
     assert result.metrics.deletions == 6 + 2 and result.metrics.num_samples == 5
     assert result.utterances[3].hypothesis == "Yes."
 
@@ -83,13 +100,13 @@ def test_audio_that_vanished_is_a_failure(tmp_path: Path) -> None:
 def test_a_recogniser_that_always_fails_stops_early(tmp_path: Path) -> None:
     rows = [(f"x{index}", 1000 + index, "word") for index in range(60)]
     listener = Listener({num_samples: RuntimeError("no such kernel") for _, num_samples, _ in rows})
-    with pytest.raises(UserError, match="first 20 clips all failed.*no such kernel"):
+    with pytest.raises(UserError, match=r"first 20 clips all failed.*no such kernel"):
         evaluate(listener, open_source(write_manifest(tmp_path, rows)), model_name="listener", batch_size=4)
     assert len(listener.calls) < 30
 
 
 def test_a_set_of_which_nothing_could_be_transcribed_has_no_score(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="None of the 5 utterances.*out of luck"):
+    with pytest.raises(UserError, match=r"None of the 5 utterances.*out of luck"):
         run(tmp_path, {num_samples: RuntimeError("out of luck") for num_samples in ANSWERS})
 
 
@@ -133,14 +150,21 @@ def test_the_normaliser_is_chosen_by_the_whole_set(tmp_path: Path) -> None:
 def test_an_unknown_normaliser_fails_before_anything_is_transcribed(tmp_path: Path) -> None:
     listener = Listener(ANSWERS)
     with pytest.raises(UserError, match="no normaliser"):
-        evaluate(listener, open_source(write_manifest(tmp_path, ROWS)), model_name="listener", normalizer="basics")
+        evaluate(
+            listener, open_source(write_manifest(tmp_path, ROWS)), model_name="listener", normalizer="basics"
+        )
     assert listener.calls == []
 
 
 def test_evaluate_batches_takes_batches_of_any_type() -> None:
     batches = [({"texts": ["ONE two", "three"]}, ["one two", "four"]), ({"texts": [""]}, ["five"])]
     metrics, pairs = evaluate_batches(lambda batch: batch["texts"], batches, "basic")
-    assert (metrics.substitutions, metrics.deletions, metrics.insertions, metrics.reference_words) == (1, 1, 0, 4)
+    assert (metrics.substitutions, metrics.deletions, metrics.insertions, metrics.reference_words) == (
+        1,
+        1,
+        0,
+        4,
+    )
     assert metrics.num_samples == 3 and metrics.wer == 0.5 and metrics.rtfx == 0
     assert pairs == [("one two", "ONE two"), ("four", "three"), ("five", "")]
 

@@ -66,15 +66,22 @@ def jiwer_counts(output: jiwer.WordOutput | jiwer.CharacterOutput) -> tuple[int,
 
 def test_every_pair_agrees_with_jiwer_in_total_and_in_kind() -> None:
     pairs = [(" ".join(reference), " ".join(hypothesis)) for reference, hypothesis in random_pairs(1, 3000)]
-    pairs += [(" ".join(reference.split()), " ".join(hypothesis.split())) for reference, hypothesis in ADVERSARIAL]
+    pairs += [
+        (" ".join(reference.split()), " ".join(hypothesis.split())) for reference, hypothesis in ADVERSARIAL
+    ]
     alignments = align_many([(reference.split(), hypothesis.split()) for reference, hypothesis in pairs])
     for (reference, hypothesis), alignment in zip(pairs, alignments, strict=True):
         expected = jiwer.process_words(reference, hypothesis)
         counts = alignment.counts
-        assert (counts.substitutions, counts.deletions, counts.insertions) == jiwer_counts(expected), (reference, hypothesis)
+        assert (counts.substitutions, counts.deletions, counts.insertions) == jiwer_counts(expected), (
+            reference,
+            hypothesis,
+        )
         assert counts.rate == pytest.approx(expected.wer), (reference, hypothesis)
 
-    corpus = jiwer.process_words([reference for reference, _ in pairs], [hypothesis for _, hypothesis in pairs])
+    corpus = jiwer.process_words(
+        [reference for reference, _ in pairs], [hypothesis for _, hypothesis in pairs]
+    )
     total = sum((alignment.counts for alignment in alignments), EditCounts())
     assert (total.substitutions, total.deletions, total.insertions) == jiwer_counts(corpus)
     assert total.rate == pytest.approx(corpus.wer)
@@ -86,7 +93,10 @@ def test_characters_agree_with_jiwer() -> None:
     for (reference, hypothesis), distance, alignment in zip(pairs, distances, align_many(pairs), strict=True):
         expected = jiwer_counts(jiwer.process_characters(reference, hypothesis))
         counts = alignment.counts
-        assert (counts.substitutions, counts.deletions, counts.insertions) == expected, (reference, hypothesis)
+        assert (counts.substitutions, counts.deletions, counts.insertions) == expected, (
+            reference,
+            hypothesis,
+        )
         assert distance == sum(expected)
 
 
@@ -149,7 +159,9 @@ def test_bootstrap_interval_covers_the_truth_and_repeats() -> None:
         assert low <= errors.sum() / lengths.sum() <= high
         covered += low <= 0.1 <= high
     assert 86 <= covered <= 100
-    assert bootstrap_interval(errors.tolist(), lengths.tolist()) == bootstrap_interval(errors.tolist(), lengths.tolist())
+    assert bootstrap_interval(errors.tolist(), lengths.tolist()) == bootstrap_interval(
+        errors.tolist(), lengths.tolist()
+    )
     assert bootstrap_interval(errors.tolist(), lengths.tolist()) != (low, high)  # of another seed
 
 
@@ -164,7 +176,11 @@ def test_results_do_not_depend_on_how_work_is_cut_into_pieces(monkeypatch: pytes
     texts = [(" ".join(reference), " ".join(hypothesis)) for reference, hypothesis in pairs]
 
     def everything() -> tuple[object, ...]:
-        return align_many(pairs), edit_distances(texts), bootstrap_interval([1, 0, 3, 2] * 20, [5, 6, 7, 8] * 20)
+        return (
+            align_many(pairs),
+            edit_distances(texts),
+            bootstrap_interval([1, 0, 3, 2] * 20, [5, 6, 7, 8] * 20),
+        )
 
     whole = everything()
     monkeypatch.setattr(wer, "_MAX_CELLS", 200)

@@ -103,6 +103,12 @@ def move_weights(module: nn.Module, seed: int = 0) -> None:
                 part.running_var *= 1.0 + torch.rand(part.running_var.shape, generator=generator)
 
 
+def random_dropping(variant: str) -> dict[str, float]:
+    """Config values that drop layers and mask features at random in a stock tower's train mode."""
+    masking = {} if variant == "parakeet" else {"mask_time_prob": 0.9, "mask_feature_prob": 0.9}
+    return {"encoder_layerdrop" if variant == "whisper" else "layerdrop": 0.9, **masking}
+
+
 def make_tower(variant: str, **changes: Any) -> Any:
     torch.manual_seed(0)
     tower = build_encoder(VARIANTS[variant](**changes)).eval()

@@ -40,6 +40,7 @@ from tests.hub.encoder_towers import (
     make_tower,
     move_weights,
     pad_clips,
+    random_dropping,
     whisper_config,
 )
 from tiny_audio.hub.asr_encoders import (
@@ -52,7 +53,7 @@ from tiny_audio.hub.asr_encoders import (
     run_encoder,
 )
 
-# Building and preparing ---------------------------------------------------------------------------------------
+# Building and preparing -------------------------------------------------------------------------------------
 
 
 @every_variant
@@ -71,15 +72,24 @@ def test_building_leaves_the_config_alone() -> None:
     assert config.layerdrop == 0.1 and config.mask_time_prob == 0.05
 
 
-def test_preparing_a_stock_tower_makes_it_one_of_ours() -> None:
-    family, _ = encoder_family(VARIANTS["wavlm-layer"]())
-    stock = family.model_class(VARIANTS["wavlm-layer"]())
+@every_variant
+def test_preparing_a_stock_tower_makes_it_one_of_ours(variant: str) -> None:
+    config = VARIANTS[variant](**random_dropping(variant))
+    family, _ = encoder_family(config)
+    torch.manual_seed(0)
+    stock = family.model_class(copy.deepcopy(config))
     prepare_encoder(stock)
-    built = make_tower("wavlm-layer")
+    built = build_encoder(config)
     assert stock.state_dict().keys() == built.state_dict().keys()
     assert [type(part).__name__ for part in stock.modules()] == [
         type(part).__name__ for part in built.modules()
     ]
+    assert stock.config.to_dict() == built.config.to_dict()
+    assert getattr(stock, "layerdrop", 0.0) == getattr(built, "layerdrop", 0.0) == 0.0
+    features, mask = pad_clips(make_clips(stock, (0.5, 0.307)))
+    with torch.no_grad():
+        expected = run_encoder(stock.eval(), features, mask)
+        assert all(torch.equal(run_encoder(stock.train(), features, mask), expected) for _ in range(3))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +144,7 @@ def test_what_cannot_be_run_exactly_is_refused(config: PreTrainedConfig, complai
             function(config)
 
 
-# Loading ------------------------------------------------------------------------------------------------------
+# Loading ----------------------------------------------------------------------------------------------------
 
 
 def parakeet_config(config_class: Any, **changes: Any) -> Any:

@@ -32,6 +32,7 @@ from tests.hub.encoder_towers import (
     make_clips,
     make_tower,
     pad_clips,
+    random_dropping,
     run_alone,
 )
 from tiny_audio.hub import asr_encoder_forward
@@ -47,7 +48,7 @@ from tiny_audio.hub.asr_encoders import (
     run_encoder,
 )
 
-# Frame counts -------------------------------------------------------------------------------------------------
+# Frame counts -----------------------------------------------------------------------------------------------
 
 
 @every_variant
@@ -62,7 +63,7 @@ def test_output_length_is_the_towers_own_at_every_length(variant: str) -> None:
     assert counts[shortest] == 1
     assert encoder_output_length(geometry, torch.arange(longest + 1)).tolist() == counts
     assert encoder_output_length(geometry, torch.tensor([[shortest]], dtype=torch.int32)).dtype == torch.int32
-    # Both counts never fall with length, so they agree everywhere when they agree on both sides of every step.
+    # Neither count falls with length, so they agree everywhere when they agree on both sides of every step.
     steps = [length for length in range(shortest + 1, longest + 1) if counts[length] != counts[length - 1]]
     channels = (MEL_BINS,) if features_are_mel(tower) else ()
     with torch.no_grad():
@@ -101,7 +102,7 @@ def test_numbers_of_the_configs() -> None:
     assert encoder_max_feature_length(WavLMConfig()) is None
 
 
-# Batch invariance ---------------------------------------------------------------------------------------------
+# Batch invariance -------------------------------------------------------------------------------------------
 
 
 @every_variant
@@ -178,7 +179,7 @@ def test_each_rule_of_invariance_is_needed(monkeypatch: pytest.MonkeyPatch) -> N
     assert largest_difference(frames, alone) > 100 * TOLERANCE
 
 
-# The stock forward, LoRA, checkpointing -----------------------------------------------------------------------
+# The stock forward, LoRA, checkpointing ---------------------------------------------------------------------
 
 
 @every_variant
@@ -271,9 +272,7 @@ def test_gradient_checkpointing_changes_no_number(variant: str) -> None:
 @every_variant
 def test_train_mode_is_deterministic(variant: str) -> None:
     """Layer drop and random masking, on in most pretrained configs, are off; so is batch norm's averaging."""
-    layerdrop = "encoder_layerdrop" if variant == "whisper" else "layerdrop"
-    masking = {"mask_time_prob": 0.9, "mask_feature_prob": 0.9} if variant != "parakeet" else {}
-    tower = make_tower(variant, **{layerdrop: 0.9}, **masking)
+    tower = make_tower(variant, **random_dropping(variant))
     features, mask = pad_clips(make_clips(tower))
     statistics = {name: value.clone() for name, value in tower.named_buffers()}
     with torch.no_grad():

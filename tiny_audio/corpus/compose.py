@@ -66,10 +66,14 @@ def utterances(items: list[Item], count: int, seed: str, noisy: float) -> list[C
     return clips
 
 
-def _word_by_word(words: list[str], tokens: dict[str, list[tuple[Recording, int]]], rng: random.Random) -> Recording:
+def _word_by_word(
+    words: list[str], tokens: dict[str, list[tuple[Recording, int]]], rng: random.Random
+) -> Recording:
     parts = []
     for word in words:
-        part = speech.cut_word(*rng.choice(tokens[word]), before=rng.uniform(0.01, 0.03), after=rng.uniform(0.02, 0.06))
+        part = speech.cut_word(
+            *rng.choice(tokens[word]), before=rng.uniform(0.01, 0.03), after=rng.uniform(0.02, 0.06)
+        )
         peak = np.abs(part.audio).max()
         gain = 0.5 * 10 ** (rng.gauss(0, 1.8) / 20) / max(float(peak), 1e-4)
         parts.append(Recording(part.audio * np.float32(gain), part.sampling_rate, part.words))
@@ -85,7 +89,9 @@ def _trim(recording: Recording, margin: float = 0.04) -> Recording:
     if recording.words:
         start, end = min(start, recording.words[0].start), max(end, recording.words[-1].end)
     rate = recording.sampling_rate
-    words = recording.words and [Word(word.text, word.start - start, word.end - start) for word in recording.words]
+    words = recording.words and [
+        Word(word.text, word.start - start, word.end - start) for word in recording.words
+    ]
     return Recording(speech.fade(recording.audio[int(start * rate) : int(end * rate)], rate), rate, words)
 
 
@@ -94,10 +100,12 @@ def _finish(text: str, recording: Recording, rng: random.Random, noisy: float) -
     draw = rng.random()
     if draw < 0.6:
         recording = speech.change_size(recording, rng.uniform(0.86, 1.16))
-    elif draw < 0.85:
+    elif draw < 0.8:
         pitch, formants = np.exp(rng.uniform(-0.25, 0.25)), np.exp(rng.uniform(-0.1, 0.1))
         tempo = np.exp(rng.uniform(-0.18, 0.2))
-        recording = speech.change_voice(recording, float(pitch), float(formants), float(tempo), rng.uniform(0.4, 1.4))
+        recording = speech.change_voice(
+            recording, float(pitch), float(formants), float(tempo), rng.uniform(0.4, 1.4)
+        )
     recording = speech.join([recording], [rng.uniform(0.03, 0.3), rng.uniform(0.05, 0.35)])
     rate = SAMPLING_RATE
     audio = recording.audio
@@ -108,9 +116,13 @@ def _finish(text: str, recording: Recording, rng: random.Random, noisy: float) -
     telephone = narrow and rng.random() < 0.5
     power = float(np.sqrt((audio**2).mean())) + 1e-9
     if rng.random() < noisy:
-        audio = audio + speech.coloured_noise(len(audio), rng.uniform(0, 2), generator) * power * 10 ** (-rng.uniform(14, 32) / 20)
+        audio = audio + speech.coloured_noise(len(audio), rng.uniform(0, 2), generator) * power * 10 ** (
+            -rng.uniform(14, 32) / 20
+        )
     elif rng.random() < 0.5:
-        audio = audio + speech.coloured_noise(len(audio), rng.uniform(0, 2), generator) * power * 10 ** (-rng.uniform(38, 60) / 20)
+        audio = audio + speech.coloured_noise(len(audio), rng.uniform(0, 2), generator) * power * 10 ** (
+            -rng.uniform(38, 60) / 20
+        )
     if telephone:
         audio = speech.band_limit(audio, rate, rng.uniform(180, 320), rng.uniform(3200, 3600))
     elif not narrow and rng.random() < 0.2:
@@ -122,5 +134,7 @@ def _finish(text: str, recording: Recording, rng: random.Random, noisy: float) -
     if telephone and rng.random() < 0.5:
         audio = speech.mu_law(audio)
     limit = len(audio) / rate
-    words = recording.words and [Word(word.text, word.start, min(word.end, limit)) for word in recording.words]
+    words = recording.words and [
+        Word(word.text, word.start, min(word.end, limit)) for word in recording.words
+    ]
     return Clip(text, Recording(audio.astype(np.float32), rate, words), narrow)

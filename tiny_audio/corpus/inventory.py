@@ -58,7 +58,9 @@ def _settings(voice: Voice, rng: random.Random) -> dict[str, float]:
         }
     if voice.engine == "piper":
         return {"stretch": round(rng.uniform(0.85, 1.5), 2), "noise": round(rng.uniform(0.5, 0.9), 2)}
-    pitch = {"kal": (85, 130), "ked": (85, 130), "awb": (105, 150), "rms": (80, 115), "slt": (150, 200)}[voice.speaker]
+    pitch = {"kal": (85, 130), "ked": (85, 130), "awb": (105, 150), "rms": (80, 115), "slt": (150, 200)}[
+        voice.speaker
+    ]
     return {"stretch": round(rng.uniform(0.9, 1.5), 2), "pitch": rng.randint(*pitch)}
 
 
@@ -81,7 +83,11 @@ def inventory(voice: Voice, cache: Path, styles: Path | None) -> list[Item]:
             else:
                 recording = engines.speaker(voice.engine)(voice.name, list(words), separator, request[2])
             soundfile.write(sound, recording.audio, recording.sampling_rate, subtype="PCM_16")
-            rows = None if recording.words is None else [(word.text, word.start, word.end) for word in recording.words]
+            rows = (
+                None
+                if recording.words is None
+                else [(word.text, word.start, word.end) for word in recording.words]
+            )
             times.write_text(json.dumps(rows))
         audio, rate = soundfile.read(sound, dtype="float32")
         rows = json.loads(times.read_text())

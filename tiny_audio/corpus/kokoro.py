@@ -79,24 +79,36 @@ class Request:
     words: tuple[str, ...]
     separator: str  # " " connected, ", " or ". " with pauses
     accent: str
-    style_row: int  # styles are tabulated by length of input; other rows of a speaker are other ways of speaking
+    style_row: (
+        int  # styles are tabulated by length of input; other rows of a speaker are other ways of speaking
+    )
     speed: float
 
 
 def plan(
-    voice: str, accents: tuple[str, ...], digits: tuple[str, ...], lists: int = 2, strings: int = 5, short_strings: int = 8
+    voice: str,
+    accents: tuple[str, ...],
+    digits: tuple[str, ...],
+    lists: int = 2,
+    strings: int = 5,
+    short_strings: int = 8,
 ) -> list[Request]:
     """The seeded requests that make the inventory of one voice: single words, lists with pauses, connected strings."""
     rng = random.Random(f"kokoro {voice}")
 
     def speak(words: list[str], separator: str, low: float, high: float) -> Request:
         row = rng.choice((len(words) * 5, rng.randrange(4, 60), rng.randrange(4, 140)))
-        return Request(tuple(words), separator, rng.choice(accents), max(row, 3), round(rng.uniform(low, high), 3))
+        return Request(
+            tuple(words), separator, rng.choice(accents), max(row, 3), round(rng.uniform(low, high), 3)
+        )
 
     requests = [speak([digit], " ", 0.8, 1.2) for digit in digits]
     for _ in range(lists):  # two halves: short lists keep the falling tone of a word said alone
         order = rng.sample(digits, len(digits))
-        requests += [speak(order[:5], ". ", 0.75, 1.15), speak(order[5:], rng.choice((". ", ", ")), 0.75, 1.15)]
+        requests += [
+            speak(order[:5], ". ", 0.75, 1.15),
+            speak(order[5:], rng.choice((". ", ", ")), 0.75, 1.15),
+        ]
     for lengths in [(4, 5, 6, 7, 8)] * strings + [(2, 3, 3, 4, 5)] * short_strings:
         words = [rng.choice(digits) for _ in range(rng.choice(lengths))]
         if rng.random() < 0.3:
@@ -125,7 +137,9 @@ class Kokoro:
 
     def style(self, mixture: dict[str, float]) -> np.ndarray:
         """(rows, 256) float32: a weighted mean of the style tables of speakers, which is another speaker."""
-        tables = [np.fromfile(self.styles / f"{name}.bin", np.float32).reshape(-1, STYLE_WIDTH) for name in mixture]
+        tables = [
+            np.fromfile(self.styles / f"{name}.bin", np.float32).reshape(-1, STYLE_WIDTH) for name in mixture
+        ]
         weights = np.array(list(mixture.values()), np.float32)
         return np.tensordot(weights / weights.sum(), np.stack(tables), axes=1)
 

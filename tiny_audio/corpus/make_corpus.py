@@ -32,13 +32,18 @@ def main(arguments: list[str] | None = None) -> int:
     wanted = options.engines.split(",")
     problems = {name: how for name, how in engines.missing().items() if name in wanted}
     if "kokoro" in wanted and "kokoro" not in problems and not options.kokoro_styles.is_dir():
-        problems["kokoro"] = f"no folder {options.kokoro_styles}: npm pack kokoro-js, unpack, --kokoro-styles its `voices`"
+        problems["kokoro"] = (
+            f"no folder {options.kokoro_styles}: npm pack kokoro-js, unpack, --kokoro-styles its `voices`"
+        )
     if importlib.util.find_spec("pyworld") is None:
         problems["pyworld"] = "pip install pyworld"
     if problems:
         for name, how in problems.items():
             print(f"error: {name} is missing. Install it: {how}", file=sys.stderr)
-        print(f"Or leave engines out, e.g. --engines {','.join(sorted(set(wanted) - set(problems)))}", file=sys.stderr)
+        print(
+            f"Or leave engines out, e.g. --engines {','.join(sorted(set(wanted) - set(problems)))}",
+            file=sys.stderr,
+        )
         return 2
     table = [voice for voice in voices.table(options.blends) if voice.engine in wanted]
     counts = share(table, options.utterances)
@@ -49,7 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(options.processes, mp_context=context) as pool:
         jobs = {
-            pool.submit(make_voice, voice, counts[voice.id], options.seed, options.cache, options.kokoro_styles): voice
+            pool.submit(
+                make_voice, voice, counts[voice.id], options.seed, options.cache, options.kokoro_styles
+            ): voice
             for voice in table
         }
         for done, job in enumerate(concurrent.futures.as_completed(jobs), 1):
@@ -64,13 +71,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tiny_audio.corpus.make_corpus", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tiny_audio.corpus.make_corpus", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--out", type=Path, required=True, help="the zip to write")
     parser.add_argument("--utterances", type=int, default=5000, help="how many clips in all (default 5000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--engines", default="espeak,flite,festival,piper,kokoro", help="comma-separated")
     parser.add_argument("--kokoro-styles", type=Path, default=Path("node_modules/kokoro-js/voices"))
-    parser.add_argument("--blends", type=int, default=16, help="mixtures of Kokoro's training voices (default 16)")
+    parser.add_argument(
+        "--blends", type=int, default=16, help="mixtures of Kokoro's training voices (default 16)"
+    )
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "tiny-audio-corpus")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     return parser.parse_args(arguments)
@@ -99,7 +110,12 @@ def progress(done: int, total: int, name: str, seconds: float) -> None:
     left = seconds / done * (total - done)
     bar = "#" * filled + "." * (30 - filled)
     end = "\n" if done == total or not sys.stderr.isatty() else ""
-    print(f"\r[{bar}] {done}/{total} voices, {left:4.0f} s left, {name:32.32}", end=end, file=sys.stderr, flush=True)
+    print(
+        f"\r[{bar}] {done}/{total} voices, {left:4.0f} s left, {name:32.32}",
+        end=end,
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def report(path: Path, rows: list[dict], speakers: int) -> int:
@@ -111,7 +127,9 @@ def report(path: Path, rows: list[dict], speakers: int) -> int:
         f"{8 * size / seconds / 1000:.2f} kbit/s"
     )
     if size > LIMIT_BYTES:
-        print(f"error: {size:,} bytes is over the limit of {LIMIT_BYTES:,}; lower --utterances", file=sys.stderr)
+        print(
+            f"error: {size:,} bytes is over the limit of {LIMIT_BYTES:,}; lower --utterances", file=sys.stderr
+        )
         return 1
     return 0
 

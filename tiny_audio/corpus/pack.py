@@ -51,14 +51,17 @@ def encode(voice: Voice, clips: list[Clip]) -> tuple[dict[str, bytes], list[dict
                     "num_samples": len(audio),
                     "sampling_rate": rate,
                     # start, end, start, end ... of the words of `text`, in milliseconds
-                    "times": times and [round(1000 * edge) for word in times for edge in (word.start, word.end)],
+                    "times": times
+                    and [round(1000 * edge) for word in times for edge in (word.start, word.end)],
                 }
             )
             pieces += [audio, silence]
             position += len(audio) + len(silence)
         if pieces:
             buffer = io.BytesIO()
-            soundfile.write(buffer, np.concatenate(pieces), rate, format="OGG", subtype="OPUS", compression_level=level)
+            soundfile.write(
+                buffer, np.concatenate(pieces), rate, format="OGG", subtype="OPUS", compression_level=level
+            )
             streams[name] = buffer.getvalue()
     return streams, rows
 

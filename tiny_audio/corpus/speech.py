@@ -47,7 +47,9 @@ def trim_words(recording: Recording, step: float = 0.005, floor: float = 0.02) -
         first, last = int(word.start / step), max(int(word.end / step), int(word.start / step) + 1)
         loud = np.flatnonzero(level[first:last] > floor * max(level[first:last].max(initial=0.0), 1e-9))
         if len(loud):
-            word = Word(word.text, (first + int(loud[0])) * step, min((first + int(loud[-1]) + 1) * step, word.end))
+            word = Word(
+                word.text, (first + int(loud[0])) * step, min((first + int(loud[-1]) + 1) * step, word.end)
+            )
         words.append(word)
     return replace(recording, words=words)
 
@@ -68,7 +70,9 @@ def cut_word(recording: Recording, index: int, before: float = 0.03, after: floa
     last = min(word.end + after, words[index + 1].start if index + 1 < len(words) else recording.seconds)
     rate = recording.sampling_rate
     audio = fade(recording.audio[int(first * rate) : max(int(last * rate), int(first * rate) + 1)], rate)
-    return Recording(audio, rate, [Word(word.text, word.start - first, min(word.end - first, len(audio) / rate))])
+    return Recording(
+        audio, rate, [Word(word.text, word.start - first, min(word.end - first, len(audio) / rate))]
+    )
 
 
 def fade(audio: np.ndarray, sampling_rate: int, seconds: float = 0.004) -> np.ndarray:
@@ -103,7 +107,9 @@ def join(parts: list[Recording], gaps: list[float]) -> Recording:
 
 
 def scale_times(words: list[Word] | None, factor: float) -> list[Word] | None:
-    return None if words is None else [Word(word.text, word.start * factor, word.end * factor) for word in words]
+    return (
+        None if words is None else [Word(word.text, word.start * factor, word.end * factor) for word in words]
+    )
 
 
 def change_size(recording: Recording, ratio: float) -> Recording:
@@ -113,7 +119,9 @@ def change_size(recording: Recording, ratio: float) -> Recording:
     return Recording(audio, rate, scale_times(recording.words, 1 / ratio))
 
 
-def change_voice(recording: Recording, pitch: float, formants: float, tempo: float, liveliness: float) -> Recording:
+def change_voice(
+    recording: Recording, pitch: float, formants: float, tempo: float, liveliness: float
+) -> Recording:
     """Pitch, formants, tempo and the range of the melody, each by its own factor (WORLD vocoder).
 
     The recording must have 16,000 samples a second. Morise et al. 2016, WORLD: a vocoder-based high-quality
@@ -144,19 +152,26 @@ def change_voice(recording: Recording, pitch: float, formants: float, tempo: flo
 
 def band_limit(audio: np.ndarray, sampling_rate: int, low: float, high: float) -> np.ndarray:
     """A band-pass with raised-cosine edges 15% wide, in the frequency domain; `low` 0 means a low-pass."""
-    spectrum = np.fft.rfft(audio)
-    frequencies = np.fft.rfftfreq(len(audio), 1 / sampling_rate)
+    size = _fast_length(len(audio))
+    spectrum = np.fft.rfft(audio, size)
+    frequencies = np.fft.rfftfreq(size, 1 / sampling_rate)
     gain = 1 / (1 + np.exp(np.clip((frequencies - high) / (0.03 * high), -50, 50)))
     if low > 0:
         gain *= 1 / (1 + np.exp(np.clip((low - frequencies) / (0.15 * low), -50, 50)))
-    return np.fft.irfft(spectrum * gain, len(audio)).astype(np.float32)
+    return np.fft.irfft(spectrum * gain, size)[: len(audio)].astype(np.float32)
+
+
+def _fast_length(samples: int) -> int:
+    """A length for which the Fourier transform is quick, with room so that the end does not ring into the start."""
+    return -(-(samples + 400) // 4096) * 4096
 
 
 def tilt(audio: np.ndarray, sampling_rate: int, decibels: float) -> np.ndarray:
     """The colour of a microphone: a straight line over log frequency, `decibels` from 100 Hz to 8 kHz."""
-    spectrum = np.fft.rfft(audio)
-    octaves = np.log2(np.maximum(np.fft.rfftfreq(len(audio), 1 / sampling_rate), 50) / 1000)
-    return np.fft.irfft(spectrum * 10 ** (decibels * octaves / 6.3 / 20), len(audio)).astype(np.float32)
+    size = _fast_length(len(audio))
+    octaves = np.log2(np.maximum(np.fft.rfftfreq(size, 1 / sampling_rate), 50) / 1000)
+    shaped = np.fft.irfft(np.fft.rfft(audio, size) * 10 ** (decibels * octaves / 6.3 / 20), size)
+    return shaped[: len(audio)].astype(np.float32)
 
 
 def mu_law(audio: np.ndarray) -> np.ndarray:
@@ -168,7 +183,8 @@ def mu_law(audio: np.ndarray) -> np.ndarray:
 
 def coloured_noise(samples: int, exponent: float, rng: np.random.Generator) -> np.ndarray:
     """Noise of unit power whose power falls with frequency to the `exponent`: 0 white, 1 pink, 2 brown."""
-    spectrum = np.fft.rfft(rng.standard_normal(samples))
-    spectrum *= np.maximum(np.fft.rfftfreq(samples), 1e-3) ** (-exponent / 2)
-    noise = np.fft.irfft(spectrum, samples)
+    size = _fast_length(samples)
+    spectrum = np.fft.rfft(rng.standard_normal(size))
+    spectrum *= np.maximum(np.fft.rfftfreq(size), 1e-3) ** (-exponent / 2)
+    noise = np.fft.irfft(spectrum, size)[:samples]
     return (noise / np.sqrt((noise**2).mean() + 1e-12)).astype(np.float32)

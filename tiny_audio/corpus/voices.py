@@ -32,7 +32,17 @@ class Voice:
 
 # Styles of Kokoro-82M v1.0; the first letter is the language, the second f(emale) or m(ale). The three called
 # santa, the two called dora and the two called alex may be one person each, so each group keeps to one split.
-KOKORO_TEST = ("am_puck", "bm_lewis", "af_nova", "bf_lily", "em_alex", "pm_alex", "zm_yunjian", "if_sara", "hm_omega")
+KOKORO_TEST = (
+    "am_puck",
+    "bm_lewis",
+    "af_nova",
+    "bf_lily",
+    "em_alex",
+    "pm_alex",
+    "zm_yunjian",
+    "if_sara",
+    "hm_omega",
+)
 KOKORO_DEV = ("am_liam", "bm_daniel", "af_jessica", "bf_emma", "im_nicola", "zf_xiaoxiao")
 KOKORO_TRAIN = (
     "af_alloy", "af_aoede", "af_bella", "af_heart", "af_kore", "af_nicole", "af_river", "af_sarah", "af_sky",
@@ -52,7 +62,15 @@ FESTIVAL = (
 )
 
 # espeak-ng: a variant is a set of formants, pitch and breath, so a voice; each is given one accent.
-ESPEAK_TEST = ("en-us+m3", "en-gb+f2", "en-us+klatt2", "en-gb-x-rp+Andy", "en-gb-scotland+Mario", "es+pedro", "de+Lee")
+ESPEAK_TEST = (
+    "en-us+m3",
+    "en-gb+f2",
+    "en-us+klatt2",
+    "en-gb-x-rp+Andy",
+    "en-gb-scotland+Mario",
+    "es+pedro",
+    "de+Lee",
+)
 ESPEAK_DEV = ("en-us+f4", "en-gb+m6", "en-029+Denis", "en-us-nyc+klatt3", "fr+benjamin")
 ESPEAK_TRAIN = (
     "en-us+m1", "en-us+m2", "en-gb+m4", "en-us+m5", "en-gb-scotland+m7", "en-us-nyc+m8", "en-us+f1", "en-gb+f3",
@@ -71,10 +89,14 @@ def table(blends: int) -> list[Voice]:
         for name in names:
             weight = KOKORO_WEIGHTS.get(name, 1.0)
             accents = ACCENTS_BY_LANGUAGE[name[0]]
-            voices.append(Voice(f"kokoro-{name}", name, "kokoro", name, split, weight, accents, ((name, 1.0),)))
+            voices.append(
+                Voice(f"kokoro-{name}", name, "kokoro", name, split, weight, accents, ((name, 1.0),))
+            )
     voices += _blends(blends)
     for engine, rows in (("flite", FLITE), ("festival", FESTIVAL)):
-        voices += [Voice(f"{engine}-{name}", speaker, engine, name, split, 0.7) for name, speaker, split in rows]
+        voices += [
+            Voice(f"{engine}-{name}", speaker, engine, name, split, 0.7) for name, speaker, split in rows
+        ]
     voices.append(Voice("piper-joe", "joe", "piper", "joe", "train", 1.2))
     for split, names in (("train", ESPEAK_TRAIN), ("dev", ESPEAK_DEV), ("test", ESPEAK_TEST)):
         weight = 0.45 if split == "train" else 1.0
@@ -92,5 +114,16 @@ def _blends(count: int) -> list[Voice]:
         names = rng.sample([name for name in pool if name != "af_nicole"], rng.choice((2, 2, 3)))
         mixture = tuple((name, round(rng.uniform(0.3, 0.7), 2)) for name in names)
         accents = tuple(dict.fromkeys(accent for name in names for accent in ACCENTS_BY_LANGUAGE[name[0]]))
-        voices.append(Voice(f"kokoro-blend{index:02d}", f"blend{index:02d}", "kokoro", "blend", "train", 1.0, accents, mixture))
+        voices.append(
+            Voice(
+                f"kokoro-blend{index:02d}",
+                f"blend{index:02d}",
+                "kokoro",
+                "blend",
+                "train",
+                1.0,
+                accents,
+                mixture,
+            )
+        )
     return voices

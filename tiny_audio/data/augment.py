@@ -2,7 +2,7 @@
 
 Everything is drawn from (seed, epoch, utterance id) and from nothing else, so a clip sounds the same whichever
 process or batch it falls into. Room, noise and microphone share one FFT: on one core the whole chain costs a few
-milliseconds a second of audio (``python -m tiny_audio.data.augment`` prints the table).
+milliseconds a second of audio.
 
 Legend: S samples, K frequencies of the FFT, M mel bins, L feature frames.
 """
@@ -28,9 +28,18 @@ Range = tuple[float, float]
 # Streams of the random numbers of one clip: adding a kind of augmentation then leaves the others as they were.
 SPEED_STREAM, SPLICE_STREAM, WAVEFORM_STREAM, FEATURE_STREAM = range(4)
 
-NOISE_SLOPE_RANGE = (0.0, 2.0)  # power falls with frequency ** -slope: 0 white, 1 pink, 2 brown
-REVERBERATION_SECONDS_RANGE = (0.1, 0.7)  # time in which the room's echo falls by 60 dB: small room to hall
-DIRECT_TO_ECHO_DB_RANGE = (0.0, 15.0)  # a speaker at two metres to a speaker at the microphone
+NOISE_SLOPE_RANGE = (
+    0.0,
+    2.0,
+)  # power falls with frequency ** -slope: 0 white, 1 pink, 2 brown
+REVERBERATION_SECONDS_RANGE = (
+    0.1,
+    0.7,
+)  # time in which the room's echo falls by 60 dB: small room to hall
+DIRECT_TO_ECHO_DB_RANGE = (
+    0.0,
+    15.0,
+)  # a speaker at two metres to a speaker at the microphone
 LOW_PASS_HZ_RANGE = (2500.0, 7000.0)
 TELEPHONE_LOW_HZ_RANGE = (200.0, 400.0)
 TELEPHONE_HIGH_HZ_RANGE = (3000.0, 3800.0)
@@ -79,7 +88,9 @@ class Augmentation:
         for key, value in settings.items():
             if key not in names:
                 raise UserError(f"augmentation.{key}: there is no such augmentation.{nearest(key, names)}")
-            values[key] = (float(value[0]), float(value[1])) if isinstance(names[key].default, tuple) else value
+            values[key] = (
+                (float(value[0]), float(value[1])) if isinstance(names[key].default, tuple) else value
+            )
         return cls(**values)
 
     @property
@@ -111,7 +122,12 @@ def hashed_uniform(seed: int, epoch: int, keys: np.ndarray, stream: int, draw: i
 
 
 def draw_rates(
-    augmentation: Augmentation, seed: int, epoch: int, keys: np.ndarray, seconds: np.ndarray, max_seconds: float
+    augmentation: Augmentation,
+    seed: int,
+    epoch: int,
+    keys: np.ndarray,
+    seconds: np.ndarray,
+    max_seconds: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Speed and tempo factors of many clips: float64 (rows,) each; above 1 is faster.
 
@@ -126,7 +142,9 @@ def draw_rates(
         ]
     ):
         chosen = hashed_uniform(seed, epoch, keys, SPEED_STREAM, 2 * draw) < probability
-        value = bounds[0] + (bounds[1] - bounds[0]) * hashed_uniform(seed, epoch, keys, SPEED_STREAM, 2 * draw + 1)
+        value = bounds[0] + (bounds[1] - bounds[0]) * hashed_uniform(
+            seed, epoch, keys, SPEED_STREAM, 2 * draw + 1
+        )
         factors.append(np.where(chosen, value.round(3), 1.0))
     speed, tempo = factors
     lowest = np.minimum(seconds / max_seconds, 1.0)
@@ -140,7 +158,11 @@ def draw_rates(
 
 
 def augment_waveform(
-    waveform: np.ndarray, augmentation: Augmentation, generator: np.random.Generator, speed: float, tempo: float
+    waveform: np.ndarray,
+    augmentation: Augmentation,
+    generator: np.random.Generator,
+    speed: float,
+    tempo: float,
 ) -> np.ndarray:
     """Another hearing of `waveform` (S,): speed, tempo, then room, noise, microphone and line, then level."""
     if speed != 1.0:
@@ -178,21 +200,28 @@ def change_tempo(waveform: np.ndarray, factor: float) -> np.ndarray:
     Waveform-similarity overlap-add (Verhelst and Roelands, 1993): frames are laid down at an even pace and taken
     from where, within a pitch period of the wanted place, they continue the previous one best.
     """
-    half = 240  # 15 ms: a frame holds at least two pitch periods of a low voice
-    reach = 160  # 10 ms: one pitch period at 100 Hz
-    step = 3  # the search looks at every third sample: enough to match pitch periods
+    half = 320  # 20 ms: a frame holds at least two pitch periods of a low voice
+    reach = 54  # coarse samples, 10 ms: one pitch period at 100 Hz
+    coarse = 3  # the search looks at every third sample: enough to match pitch periods
+    overlap = half // coarse
+    margin = coarse * reach
     window = np.hanning(2 * half + 1)[:-1].astype(np.float32)
     num_frames = math.ceil(len(waveform) / factor / half) + 1
-    padded = np.pad(waveform, (reach + half, 3 * reach + 4 * half + math.ceil(half * factor)))
+    padded = np.pad(waveform, (margin + half, margin + 4 * half + math.ceil(half * factor)))
+    sparse = np.ascontiguousarray(padded[::coarse])
+    last = len(padded) - 2 * half - 2 * margin - coarse
     result = np.zeros((num_frames + 1) * half, np.float32)
-    start = reach
+    start = margin
     for frame in range(num_frames):
         result[frame * half : (frame + 2) * half] += padded[start : start + 2 * half] * window
-        continuation = padded[start + half : start + 2 * half : step]  # (half / step,)
-        wanted = min(reach + round((frame + 1) * half * factor), len(padded) - 2 * half - reach)
-        region = padded[wanted - reach : wanted + reach + half]
-        candidates = np.lib.stride_tricks.sliding_window_view(region, half)[::step, ::step]  # (places, half / step)
-        start = wanted - reach + step * int(np.argmax(candidates @ continuation))
+        continuation = (start + half) // coarse
+        region = min(round((frame + 1) * half * factor), last) // coarse  # `reach` before the wanted place
+        similarity = np.correlate(
+            sparse[region : region + 2 * reach + overlap],
+            sparse[continuation : continuation + overlap],
+            "valid",
+        )
+        start = coarse * (region + int(similarity.argmax()))
     return result[half : half + max(1, round(len(waveform) / factor))]
 
 
@@ -218,7 +247,10 @@ def random_equalizer(generator: np.random.Generator, spread_db: float) -> np.nda
 def random_band(generator: np.random.Generator, telephone: bool) -> np.ndarray:
     """The gain on `CURVE_HZ` of a telephone line, or of a low-pass filter."""
     if telephone:
-        low, high = generator.uniform(*TELEPHONE_LOW_HZ_RANGE), generator.uniform(*TELEPHONE_HIGH_HZ_RANGE)
+        low, high = (
+            generator.uniform(*TELEPHONE_LOW_HZ_RANGE),
+            generator.uniform(*TELEPHONE_HIGH_HZ_RANGE),
+        )
     else:
         low, high = 0.0, generator.uniform(*LOW_PASS_HZ_RANGE)
     return band_curve(low, high)
@@ -285,13 +317,19 @@ def fast_fft_length(length: int) -> int:
 
 
 def augment_features(
-    features: Tensor, seconds: float, augmentation: Augmentation, generator: np.random.Generator
+    features: Tensor,
+    seconds: float,
+    augmentation: Augmentation,
+    generator: np.random.Generator,
 ) -> Tensor:
     """Vocal-tract warp and SpecAugment masks on mel features (M, L); time masks alone on waveforms (S,).
 
     Masked parts become the mean of the clip, so that they say nothing.
     """
-    warp, warp_factor = generator.random(), generator.uniform(*augmentation.frequency_warp)
+    warp, warp_factor = (
+        generator.random(),
+        generator.uniform(*augmentation.frequency_warp),
+    )
     is_mel = features.dim() == 2
     if is_mel and warp < augmentation.frequency_warp_probability:
         features = warp_frequencies(features, warp_factor)

@@ -47,7 +47,9 @@ def read_index(split: str) -> list[CorpusEntry]:
         UserError: there is no such split.
     """
     if split not in SPLITS:
-        raise UserError(f'The corpus has no split "{split}".{nearest(split, SPLITS)} Its splits are {", ".join(SPLITS)}.')
+        raise UserError(
+            f'The corpus has no split "{split}".{nearest(split, SPLITS)} Its splits are {", ".join(SPLITS)}.'
+        )
     return [entry for entry in _entries() if entry.split == split]
 
 
@@ -91,4 +93,6 @@ def _open() -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(PATH)
     except (OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"The embedded corpus {PATH} cannot be read ({error}): reinstall tiny-audio.") from error
+        raise UserError(
+            f"The embedded corpus {PATH} cannot be read ({error}): reinstall tiny-audio."
+        ) from error

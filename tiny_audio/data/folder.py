@@ -15,7 +15,20 @@ from tiny_audio.errors import UserError
 from tiny_audio.hub.asr_audio import AudioError, audio_seconds, load_audio
 
 AUDIO_SUFFIXES = frozenset(
-    {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64"}
+    {
+        ".wav",
+        ".flac",
+        ".ogg",
+        ".oga",
+        ".opus",
+        ".mp3",
+        ".aif",
+        ".aiff",
+        ".aifc",
+        ".au",
+        ".caf",
+        ".w64",
+    }
 )
 TRANSCRIPT_LIST_SUFFIX = ".trans.txt"
 
@@ -72,7 +85,12 @@ class FolderSource(FileSource):
                 self._add(path, relative, row_id, " ".join(text.split()), None)
         for stem, path in text_of.items():
             if stem not in num_of_stem:
-                self.problems.append(Problem(str(path.relative_to(folder)), "is a transcript without audio beside it"))
+                self.problems.append(
+                    Problem(
+                        str(path.relative_to(folder)),
+                        "is a transcript without audio beside it",
+                    )
+                )
 
     def _scan_transcript_lists(self, folder: Path, audio: list[Path], lists: list[Path]) -> None:
         audio_of = {path.with_suffix(""): path for path in audio}
@@ -89,10 +107,21 @@ class FolderSource(FileSource):
                     self.problems.append(Problem(where, f"names {row_id}, which has no audio file beside it"))
                     continue
                 speaker = row_id.split("-")[0] if "-" in row_id else None
-                self._add(audio_of[stem], audio_of[stem].relative_to(folder), row_id, text.strip(), speaker)
+                self._add(
+                    audio_of[stem],
+                    audio_of[stem].relative_to(folder),
+                    row_id,
+                    text.strip(),
+                    speaker,
+                )
         for stem, path in audio_of.items():
             if stem not in listed:
-                self.problems.append(Problem(str(path.relative_to(folder)), f"is in no *{TRANSCRIPT_LIST_SUFFIX} beside it"))
+                self.problems.append(
+                    Problem(
+                        str(path.relative_to(folder)),
+                        f"is in no *{TRANSCRIPT_LIST_SUFFIX} beside it",
+                    )
+                )
 
     def _add(self, path: Path, relative: Path, row_id: str, text: str, speaker: str | None) -> None:
         try:
@@ -106,7 +135,11 @@ class FolderSource(FileSource):
         try:
             return path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            reason = "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else f"cannot be read ({error.strerror})"
+            reason = (
+                "is not UTF-8 text"
+                if isinstance(error, UnicodeDecodeError)
+                else f"cannot be read ({error.strerror})"
+            )
             self.problems.append(Problem(str(path.relative_to(folder)), reason))
             return None
 

@@ -94,10 +94,14 @@ def parse_row(line: bytes) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise ValueError("is not UTF-8") from None
     except (json.JSONDecodeError, RecursionError) as error:
-        reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else "too deep"
+        reason = (
+            f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else "too deep"
+        )
         raise ValueError(f"is not valid JSON ({reason})") from None
     if not isinstance(row, dict):
-        raise ValueError(f'must be an object such as {{"audio": "a.wav", "text": "hello"}}, not {_json_type(row)}')
+        raise ValueError(
+            f'must be an object such as {{"audio": "a.wav", "text": "hello"}}, not {_json_type(row)}'
+        )
     for key in ("audio", "text"):
         if key not in row:
             raise ValueError(f'has no "{key}"; its keys are {", ".join(sorted(row)) or "none"}')
@@ -127,5 +131,11 @@ def parse_words(words: Any) -> tuple[Word, ...] | None:
 
 
 def _json_type(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "a string",
+        bool: "true or false",
+        type(None): "null",
+    }
     return names.get(type(value), "a number")

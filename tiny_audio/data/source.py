@@ -118,4 +118,10 @@ def show_progress(items: Iterable[Item], description: str, total: int) -> Iterab
     from rich.console import Console
     from rich.progress import track
 
-    return track(items, description=description, total=total, console=Console(stderr=True), transient=True)
+    return track(
+        items,
+        description=description,
+        total=total,
+        console=Console(stderr=True),
+        transient=True,
+    )

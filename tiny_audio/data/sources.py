@@ -50,10 +50,14 @@ def open_source(spec: str | os.PathLike) -> Source:
         return ManifestSource(path, name)
     if path.suffix.lower() == ".parquet":
         return _open_parquet([path], name)
-    raise UserError(f"{name}: a file ending in {path.suffix or 'nothing'} is not a source. A source is {SOURCE_FORMS}")
+    raise UserError(
+        f"{name}: a file ending in {path.suffix or 'nothing'} is not a source. A source is {SOURCE_FORMS}"
+    )
 
 
-def open_sources(specs: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Source]:
+def open_sources(
+    specs: str | os.PathLike | Sequence[str | os.PathLike],
+) -> list[Source]:
     """Open a SOURCE or a list of them, as ``data.train`` holds."""
     if isinstance(specs, (str, os.PathLike)):
         specs = [specs]

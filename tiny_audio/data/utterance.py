@@ -56,4 +56,7 @@ class Problem:
 
 def utterance_key(utterance_id: str) -> int:
     """A 64-bit key of an id, the same in every process and on every machine (`hash` is not)."""
-    return int.from_bytes(hashlib.blake2b(utterance_id.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+    return int.from_bytes(
+        hashlib.blake2b(utterance_id.encode("utf-8", "surrogatepass"), digest_size=8).digest(),
+        "little",
+    )

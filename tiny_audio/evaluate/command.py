@@ -13,7 +13,13 @@ from typing import Annotated, Any
 import typer
 
 from tiny_audio.errors import UserError
-from tiny_audio.evaluate.providers import DEFAULT_PROVIDER, PROVIDERS, find_model, load_provider
+from tiny_audio.evaluate.providers import (
+    DEFAULT_PROVIDER,
+    PROVIDERS,
+    check_provider,
+    find_model,
+    load_provider,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -25,24 +31,30 @@ NUM_SHOWN_SAMPLES = 10
 
 def evaluate_command(
     model: Annotated[
-        str | None, typer.Argument(help="Folder or hub id of the model, such as outputs/nano/model.", show_default=False)
+        str | None,
+        typer.Argument(help="Folder or hub id of the model, such as outputs/nano/model.", show_default=False),
     ] = None,
     data: Annotated[
         str | None,
         typer.Option(
-            help="What to test on: corpus:SPLIT, a folder, a manifest.jsonl, a .parquet file, or hub:NAME[/CONFIG]:SPLIT."
-            " Left out: corpus:test for a model trained on the embedded corpus, else the test split of LoquaciousSet.",
+            help="What to test on: corpus:SPLIT, a folder, a manifest.jsonl, a .parquet file, or"
+            " hub:NAME[/CONFIG]:SPLIT. Left out: corpus:test for a model trained on the embedded corpus, else"
+            " the test split of LoquaciousSet.",
             show_default=False,
         ),
     ] = None,
     max_samples: Annotated[
-        int | None, typer.Option(min=1, help="Score this many utterances, the same ones every time.", show_default=False)
+        int | None,
+        typer.Option(min=1, help="Score this many utterances, the same ones every time.", show_default=False),
     ] = None,
-    provider: Annotated[str, typer.Option(help=f"Who recognises: {', '.join(PROVIDERS)}.")] = DEFAULT_PROVIDER,
+    provider: Annotated[
+        str, typer.Option(help=f"Who recognises: {', '.join(PROVIDERS)}.")
+    ] = DEFAULT_PROVIDER,
     normalizer: Annotated[
         str | None,
         typer.Option(
-            help="none, basic (lower case, no punctuation) or english (Whisper's). Left out: basic for digits, else english.",
+            help="none, basic (lower case, no punctuation) or english (Whisper's). Left out: basic for"
+            " digits, else english.",
             show_default=False,
         ),
     ] = None,
@@ -50,7 +62,9 @@ def evaluate_command(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     output_dir: Annotated[
         Path | None,
-        typer.Option(help="Where results are written. Left out: outputs/eval_MODEL_DATA.", show_default=False),
+        typer.Option(
+            help="Where results are written. Left out: outputs/eval_MODEL_DATA.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Measure the word error rate of a model.
@@ -69,7 +83,8 @@ def evaluate_command(
     from tiny_audio.evaluate.report import RESULTS_TEXT_FILE, format_samples, format_summary, write_results
     from tiny_audio.evaluate.runner import evaluate
 
-    # Everything that can be wrong with the request is found before minutes are spent on it.
+    # What can be wrong with the request is found before minutes are spent on it, the cheapest first.
+    check_provider(provider, model)
     if normalizer is not None:
         get_normalizer(normalizer)
     if data is None:
@@ -77,10 +92,10 @@ def evaluate_command(
         typer.echo(f"Testing on {data}: {reason}.", err=True)
     folder = output_dir or Path("outputs") / default_folder_name(model or provider, data)
     check_output_dir(folder)
-    recogniser = load_provider(provider, model, device)
+    source = open_source(data)
     result = evaluate(
-        recogniser,
-        open_source(data),
+        load_provider(provider, model, device),
+        source,
         model_name=model or provider,
         normalizer=normalizer,
         batch_size=batch_size,
@@ -101,12 +116,15 @@ def evaluate_command(
 def default_data(model: str | None) -> tuple[str, str]:
     """The SOURCE to test on when the user names none, and why that one.
 
-    A model trained on the embedded corpus is tested on its test split; what it was trained on stands in the config.yaml of its run, which lies
-    in the folder that holds `model/` (or `checkpoints/step-N/`).
+    A model trained on the embedded corpus is tested on its test split; what it was trained on stands in the
+    config.yaml of its run, which lies in the folder that holds `model/` (or `checkpoints/step-N/`).
     """
     config_path = None if model is None else find_run_config(Path(find_model(model)))
     if config_path is None:
-        return LOQUACIOUS_TEST, "no config.yaml of its training lies beside the model; choose other data with --data"
+        return (
+            LOQUACIOUS_TEST,
+            "no config.yaml of its training lies beside the model; choose other data with --data",
+        )
     sources = trained_on(config_path)
     if any(source.startswith("corpus:") for source in sources):
         return CORPUS_TEST, f"{config_path} says that the model was trained on the embedded corpus"
@@ -121,13 +139,16 @@ def find_run_config(model_dir: Path) -> Path | None:
 
 
 def trained_on(config_path: Path) -> list[str]:
-    """The SOURCEs under data.train of a run's config.yaml. Raises UserError for a file that cannot be read as one."""
-    import yaml
+    """The SOURCEs under data.train of a run's config.yaml.
+
+    Raises UserError for a file that cannot be read as one.
+    """
+    from omegaconf import OmegaConf
 
     try:
-        config: Any = yaml.safe_load(config_path.read_text(encoding="utf-8"))
+        config: Any = OmegaConf.to_container(OmegaConf.load(config_path))
         sources = config["data"]["train"]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+    except Exception as error:  # a file of any content can be called config.yaml
         raise UserError(
             f"{config_path} does not say what the model was trained on (data.train): {type(error).__name__}."
             " Name the data to test on with --data."
@@ -170,9 +191,14 @@ def check_output_dir(folder: Path) -> None:
     """Raise UserError if results could not be written there. Creates nothing."""
     existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
     if not existing.is_dir():
-        raise UserError(f"Cannot write results to {folder}: {existing} is a file. Choose another --output-dir.")
+        raise UserError(
+            f"Cannot write results to {folder}: {existing} is a file. Choose another --output-dir."
+        )
     if not os.access(existing, os.W_OK):
-        raise UserError(f"Cannot write results to {folder}: no permission to write in {existing}. Choose another --output-dir.")
+        raise UserError(
+            f"Cannot write results to {folder}: no permission to write in {existing}."
+            " Choose another --output-dir."
+        )
 
 
 def previous_evaluation(folder: Path) -> tuple[str, str] | None:

@@ -1,7 +1,7 @@
 """Text normalisers: what two transcripts may differ in without counting as an error.
 
-`english` and `basic` are Whisper's own (Radford et al. 2022, "Robust Speech Recognition via Large-Scale Weak Supervision", appendix C), as the
-public leaderboards use them, from the package whisper-normalizer.
+`english` and `basic` are Whisper's own (Radford et al. 2022, "Robust Speech Recognition via Large-Scale Weak
+Supervision", appendix C), as the public leaderboards use them, from the package whisper-normalizer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ logger = logging.getLogger(__name__)
 
 Normalizer = Callable[[str], str]
 
-DIGIT_NAMES = frozenset("zero oh one two three four five six seven eight nine".split())
+DIGIT_NAMES = frozenset(
+    ("zero", "oh", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+)
 
 
 def none(text: str) -> str:
@@ -26,19 +28,21 @@ def none(text: str) -> str:
 
 
 def basic(text: str) -> str:
-    """Lower case, no punctuation, no (remarks) and [remarks]; numbers, spelling and contractions stay as they are.
+    """Lower case without punctuation and without (remarks) and [remarks]; numbers and spelling stay.
 
-    This is Whisper's BasicTextNormalizer: every mark, symbol and punctuation sign becomes a space, the apostrophe too, so that
-    "don't" counts as the two words "don t". Both sides are treated alike, hence "dont" for "don't" is two errors.
+    This is Whisper's BasicTextNormalizer: every mark, symbol and punctuation sign becomes a space, the
+    apostrophe too, so that "don't" counts as the two words "don t". Both sides are treated alike, hence
+    "dont" for "don't" is two errors.
     """
     return " ".join(_basic_normalizer()(text).split())
 
 
 def english(text: str) -> str:
-    """Whisper's EnglishTextNormalizer: also numbers as digits, American spelling, contractions written out, no fillers.
+    """As `basic`, with numbers as digits, American spelling, contractions written out and no fillers.
 
-    It joins successive digits ("eight seven two" becomes the one word "872"), which is why digit corpora use `basic`. A text that it cannot
-    digest (a recogniser's endless loop of digits, say) is normalised by `basic` instead of ending the evaluation, and logged.
+    This is Whisper's EnglishTextNormalizer. It joins successive digits ("eight seven two" becomes the one
+    word "872"), which is why digit corpora use `basic`. A text that it cannot digest (a recogniser's endless
+    loop of digits, say) is normalised by `basic` instead of ending the evaluation, and logged.
     """
     try:
         return " ".join(_english_normalizer()(text).split())
@@ -67,8 +71,8 @@ def get_normalizer(name: str) -> Normalizer:
 def default_normalizer(source_name: str, references: Iterable[str]) -> str:
     """The name of the normaliser a set is scored with unless the user says otherwise.
 
-    `basic` for the embedded corpus (spoken number phrases) and for any set whose references consist of digit names only, whose errors must be
-    counted digit by digit; `english` for everything else.
+    `basic` for the embedded corpus (spoken number phrases) and for any set whose references consist of digit
+    names only, whose errors must be counted digit by digit; `english` for everything else.
     """
     if source_name.startswith("corpus:"):
         return "basic"

@@ -14,6 +14,7 @@ from tiny_audio.errors import UserError, nearest
 Waveform = NDArray[np.float32]
 DEFAULT_PROVIDER = "tiny-audio"
 _CONTROL_CHARACTERS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)], "\N{REPLACEMENT CHARACTER}")
+MODEL_IS_MISSING = "Which model? Give its folder or hub id: tiny-audio eval outputs/nano/model"
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -24,7 +25,10 @@ class Provider(Protocol):
     def max_seconds(self) -> float | None: ...
 
     def transcribe(self, waveforms: list[Waveform]) -> list[str]:
-        """One transcript per mono 16 kHz waveform (S,), in the same order. Anything raised is a failure of the whole call."""
+        """One transcript per mono 16 kHz waveform (S,), in the same order.
+
+        Anything raised is a failure of the whole call.
+        """
         ...
 
 
@@ -45,9 +49,7 @@ class TinyAudioProvider:
     def load(cls, model: str | None, device: str, **generate_options: Any) -> TinyAudioProvider:
         """Load the checkpoint at a path or hub id. Raises UserError when there is none, or it is damaged."""
         if model is None:
-            raise UserError(
-                "Which model? Give its folder or hub id, for example: tiny-audio eval outputs/nano/model"
-            )
+            raise UserError(MODEL_IS_MISSING)
         location = find_model(model)
         check_device(device)
 
@@ -61,10 +63,14 @@ class TinyAudioProvider:
         try:
             loaded = load_model(resolve_model_path(location), device=device)
         except SafetensorError as error:
-            raise UserError(f"The weights of {model} are damaged ({error}); copy or train the model again.") from error
+            raise UserError(
+                f"The weights of {model} are damaged ({error}); copy or train the model again."
+            ) from error
         except OSError as error:
             reason = describe_failure(error)
-            raise UserError(reason if model in reason else f"Cannot load the model {model}: {reason}") from error
+            raise UserError(
+                reason if model in reason else f"Cannot load the model {model}: {reason}"
+            ) from error
         return cls(*loaded, **generate_options)
 
     @property
@@ -74,9 +80,7 @@ class TinyAudioProvider:
     def transcribe(self, waveforms: list[Waveform]) -> list[str]:
         from tiny_audio.hub.asr_pipeline import transcribe_waveforms
 
-        return list(
-            transcribe_waveforms(self.model, self.processor, waveforms, **self.generate_options)
-        )
+        return list(transcribe_waveforms(self.model, self.processor, waveforms, **self.generate_options))
 
 
 PROVIDERS: dict[str, Callable[[str | None, str], Provider]] = {
@@ -85,12 +89,24 @@ PROVIDERS: dict[str, Callable[[str | None, str], Provider]] = {
 
 
 def load_provider(name: str, model: str | None, device: str = "auto") -> Provider:
-    """The recogniser called `name`, running `model` on `device`. Raises UserError naming the nearest known provider."""
+    """The recogniser called `name`, running `model` on `device`.
+
+    Raises UserError naming the nearest known provider.
+    """
+    check_provider(name, model)
+    return PROVIDERS[name](model, device)
+
+
+def check_provider(name: str, model: str | None) -> None:
+    """Raise UserError for an unknown provider or a model that is plainly not there, at no cost."""
     if name not in PROVIDERS:
         raise UserError(
             f'There is no provider "{name}".{nearest(name, PROVIDERS)} Known: {", ".join(PROVIDERS)}.'
         )
-    return PROVIDERS[name](model, device)
+    if name == DEFAULT_PROVIDER:
+        if model is None:
+            raise UserError(MODEL_IS_MISSING)
+        find_model(model)
 
 
 def check_device(device: str) -> None:
@@ -105,26 +121,40 @@ def check_device(device: str) -> None:
         raise UserError(
             f'There is no device "{device}".{nearest(device, DEVICES)} Known: {", ".join(DEVICES)}.'
         ) from None
-    num_available = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    num_available = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }
     if (wanted.index or 0) >= num_available.get(wanted.type, 0):
-        raise UserError(f"This machine has no device {device} that torch {torch.__version__} can use; try auto or cpu.")
+        raise UserError(
+            f"This machine has no device {device} that torch {torch.__version__} can use; try auto or cpu."
+        )
 
 
 def printable(text: str) -> str:
-    """Text that a terminal shows as it is: an untrained model writes escape sequences, which could do anything there."""
+    """Text that a terminal shows as it is.
+
+    An untrained model writes escape sequences, which could do anything there.
+    """
     return text.translate(_CONTROL_CHARACTERS)
 
 
 def describe_failure(error: Exception) -> str:
     """An exception as one line; its type is named where the words alone may not speak for themselves."""
     text = " ".join(str(error).split())
-    return text if text and isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {text}".rstrip(": ")
+    return (
+        text
+        if text and isinstance(error, (OSError, ValueError))
+        else f"{type(error).__name__}: {text}".rstrip(": ")
+    )
 
 
 def find_model(model: str) -> str:
-    """The checkpoint that an argument means: a folder (or the run folder around it), else a hub id, unchanged.
+    """The checkpoint that an argument means: a folder (or its run's), else a hub id, unchanged.
 
-    Raises UserError for what is plainly a path and does not exist, naming the folders that do hold a model nearby.
+    Raises UserError for what is plainly a path and does not exist, naming the folders that do hold a model
+    nearby.
     """
     path = Path(model).expanduser()
     if path.is_dir():
@@ -133,10 +163,13 @@ def find_model(model: str) -> str:
         if (path / "model" / "config.json").is_file():
             return str(path / "model")
         raise UserError(
-            f"{model} holds no model: there is no config.json in it, nor in a folder model/ inside it.{_models_near(path)}"
+            f"{model} holds no model: there is no config.json in it, nor in a folder model/ inside it."
+            f"{_models_near(path)}"
         )
     if path.is_file():
-        raise UserError(f"{model} is a file; a model is a folder with a config.json, such as outputs/nano/model.")
+        raise UserError(
+            f"{model} is a file; a model is a folder with a config.json, such as outputs/nano/model."
+        )
     if _is_plainly_a_path(model):
         raise UserError(f"There is no model at {model}.{_models_near(path)}")
     return model

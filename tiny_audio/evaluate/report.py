@@ -29,14 +29,17 @@ def write_results(result: EvalResult, output_dir: Path) -> None:
         {
             output_dir / RESULTS_TEXT_FILE: format_report(result),
             output_dir / RESULTS_LINES_FILE: "".join(f"{line}\n" for line in lines),
-            output_dir / METRICS_FILE: json.dumps(metrics_record(result), indent=2, ensure_ascii=False) + "\n",
+            output_dir / METRICS_FILE: json.dumps(metrics_record(result), indent=2, ensure_ascii=False)
+            + "\n",
         }
     )
 
 
 def write_samples(path: Path, pairs: Sequence[tuple[str, str]], normalizer: str, heading: str = "") -> None:
-    """Write (reference, hypothesis) pairs one above the other, aligned word by word, as a run's samples.txt."""
-    scores = score_texts([reference for reference, _ in pairs], [hypothesis for _, hypothesis in pairs], normalizer)
+    """Write (reference, hypothesis) pairs one above the other, aligned word by word, as in samples.txt."""
+    scores = score_texts(
+        [reference for reference, _ in pairs], [hypothesis for _, hypothesis in pairs], normalizer
+    )
     blocks = [
         "\n".join(aligned_lines(score.alignment, score.reference_normalized, score.hypothesis_normalized))
         for score in scores
@@ -56,7 +59,10 @@ def metrics_record(result: EvalResult) -> dict[str, Any]:
 
 
 def utterance_record(utterance: UtteranceResult) -> dict[str, Any]:
-    """A line of results.jsonl. `error` is there for utterances that could not be transcribed, `speaker` where it is known."""
+    """A line of results.jsonl.
+
+    `error` is there for utterances that could not be transcribed, `speaker` where it is known.
+    """
     counts = utterance.score.alignment.counts
     record: dict[str, Any] = {
         "id": utterance.id,
@@ -108,7 +114,9 @@ def format_report(result: EvalResult) -> str:
     if result.left_out:
         parts.append(f"{RULE}\nLeft out\n\n" + "\n".join(f"  {problem}" for problem in result.left_out))
     wrong = [utterance for utterance in result.utterances if utterance.score.alignment.counts.errors]
-    wrong.sort(key=lambda utterance: (-_errors(utterance), -utterance.score.alignment.counts.rate, utterance.id))
+    wrong.sort(
+        key=lambda utterance: (-_errors(utterance), -utterance.score.alignment.counts.rate, utterance.id)
+    )
     parts.append(
         f"{RULE}\nWith errors: {len(wrong)} of {len(result.utterances)}, the most costly first"
         " (S substituted, D deleted, I inserted)"
@@ -121,19 +129,25 @@ def format_report(result: EvalResult) -> str:
 
 
 def format_samples(result: EvalResult, num_samples: int, width: int) -> str:
-    """Utterances from all over the set, reference above hypothesis, in lines of at most `width` characters."""
+    """Some utterances from all over the set, reference above hypothesis, `width` characters wide at most."""
     chosen = result.utterances[:: max(1, len(result.utterances) // max(num_samples, 1))][:num_samples]
     return "\n\n".join("\n".join(_utterance_lines(utterance, width)) for utterance in chosen)
 
 
-def aligned_lines(alignment: Alignment, reference: str, hypothesis: str, width: int | None = None) -> list[str]:
-    """A reference above its hypothesis with equal words in equal columns, and below them a mark under every error.
+def aligned_lines(
+    alignment: Alignment, reference: str, hypothesis: str, width: int | None = None
+) -> list[str]:
+    """A reference above its hypothesis, equal words in equal columns, and a mark under every error.
 
-    `reference` and `hypothesis` are the normalised texts that were aligned. With a `width` long texts go on in further groups of lines.
+    `reference` and `hypothesis` are the normalised texts that were aligned. With a `width` long texts go on
+    in further groups of lines.
     """
     groups: list[list[list[str]]] = [[[], [], []]]
     used = 0
-    reference_words, hypothesis_words = iter(printable(reference).split()), iter(printable(hypothesis).split())
+    reference_words, hypothesis_words = (
+        iter(printable(reference).split()),
+        iter(printable(hypothesis).split()),
+    )
     for operation in alignment.operations:
         above = "*" if operation == INSERTION else next(reference_words)
         below = "*" if operation == DELETION else next(hypothesis_words)
@@ -142,7 +156,9 @@ def aligned_lines(alignment: Alignment, reference: str, hypothesis: str, width: 
             groups.append([[], [], []])
             used = 0
         used += column + 1
-        for line, word in zip(groups[-1], (above, below, " " if operation == HIT else operation), strict=True):
+        for line, word in zip(
+            groups[-1], (above, below, " " if operation == HIT else operation), strict=True
+        ):
             line.append(word + " " * (column - cell_len(word)))
     lines = []
     for above_words, below_words, marks in groups:
@@ -154,7 +170,7 @@ def aligned_lines(alignment: Alignment, reference: str, hypothesis: str, width: 
 
 
 def write_files(contents: dict[Path, str]) -> None:
-    """Write several text files so that none of them is ever half there: all to temporary names first, then renamed in order.
+    """Write several text files so that none is ever half there: under temporary names, then renamed in order.
 
     Raises OSError (no space, no permission) with every temporary file removed.
     """
@@ -177,8 +193,13 @@ def _errors(utterance: UtteranceResult) -> int:
 def _format_utterance(utterance: UtteranceResult) -> str:
     counts = utterance.score.alignment.counts
     seconds = "" if utterance.seconds is None else f", {utterance.seconds:.1f} s"
-    words = f"{counts.errors} of {counts.reference_length} words" if counts.reference_length else "no words spoken"
-    heading = f"{utterance.id}   {words} (S {counts.substitutions}, D {counts.deletions}, I {counts.insertions}){seconds}"
+    words = (
+        f"{counts.errors} of {counts.reference_length} words"
+        if counts.reference_length
+        else "no words spoken"
+    )
+    kinds = f"S {counts.substitutions}, D {counts.deletions}, I {counts.insertions}"
+    heading = f"{utterance.id}   {words} ({kinds}){seconds}"
     return "\n".join([heading, *_utterance_lines(utterance, None)])
 
 

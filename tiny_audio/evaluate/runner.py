@@ -1,7 +1,7 @@
 """Runs a recogniser over a source of speech and counts what it got wrong.
 
-Every utterance of the set is in the score: an empty transcript, an empty reference, and a clip that could not be transcribed at
-all (counted as if every word had been deleted, and listed with its reason).
+Every utterance of the set is in the score: an empty transcript, an empty reference, and a clip that could not
+be transcribed at all (counted as if every word had been deleted, and listed with its reason).
 """
 
 from __future__ import annotations
@@ -39,8 +39,11 @@ Batch = TypeVar("Batch")
 
 @dataclass(frozen=True)
 class Metrics:
-    """The score of a set. Rates are fractions, over the whole set and never means of utterances; rtfx is seconds of audio
-    transcribed in a second (0 where no time was taken)."""
+    """The score of a set.
+
+    Rates are fractions, over the whole set and never means of utterances; rtfx is seconds of audio
+    transcribed in a second (0 where no time was taken).
+    """
 
     wer: float
     cer: float
@@ -83,7 +86,10 @@ class UtteranceResult:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """A whole evaluation; `utterances` are in the order of the source, `left_out` are rows that hold no usable speech."""
+    """A whole evaluation.
+
+    `utterances` are in the order of the source, `left_out` are rows that hold no usable speech.
+    """
 
     metrics: Metrics
     utterances: list[UtteranceResult]
@@ -113,8 +119,13 @@ def score_texts(references: Sequence[str], hypotheses: Sequence[str], normalizer
     ]
 
 
-def summarize(scores: Sequence[ScoredText], *, audio_seconds: float = 0.0, wall_seconds: float = 0.0) -> Metrics:
-    """The metrics of a set of scored texts. Characters are those of the normalised text, spaces between words among them."""
+def summarize(
+    scores: Sequence[ScoredText], *, audio_seconds: float = 0.0, wall_seconds: float = 0.0
+) -> Metrics:
+    """The metrics of a set of scored texts.
+
+    Characters are those of the normalised text, spaces between words among them.
+    """
     counts = [score.alignment.counts for score in scores]
     total = sum(counts, EditCounts())
     return Metrics(
@@ -138,10 +149,11 @@ def evaluate_batches(
     batches: Iterable[tuple[Batch, Sequence[str]]],
     normalizer: str,
 ) -> tuple[Metrics, list[tuple[str, str]]]:
-    """Score prepared batches in memory, without files or progress: what a trainer does every few hundred steps.
+    """Score prepared batches in memory, without files or progress, as a trainer does every few hundred steps.
 
     Args:
-        transcribe: turns a batch, of whatever type, into one transcript per clip. What it raises is passed on.
+        transcribe: turns a batch, of whatever type, into one transcript per clip. What it raises is
+            passed on.
         batches: each batch with its references.
         normalizer: a name of `NORMALIZERS`.
 
@@ -151,7 +163,9 @@ def evaluate_batches(
     pairs: list[tuple[str, str]] = []
     for batch, references in batches:
         pairs.extend(zip(references, transcribe(batch), strict=True))
-    scores = score_texts([reference for reference, _ in pairs], [hypothesis for _, hypothesis in pairs], normalizer)
+    scores = score_texts(
+        [reference for reference, _ in pairs], [hypothesis for _, hypothesis in pairs], normalizer
+    )
     return summarize(scores), pairs
 
 
@@ -172,19 +186,21 @@ def evaluate(
         source: an open source of speech with transcripts.
         model_name: what the reports call the recogniser.
         normalizer: a name of `NORMALIZERS`; None chooses by the references of the whole set.
-        batch_size: clips in one call. A call that fails is repeated clip by clip, so that one clip cannot spoil the others.
+        batch_size: clips in one call. A call that fails is repeated clip by clip, so that one clip cannot
+            spoil the others.
         max_samples: score a sample of this many utterances, the same ones every time; None scores all.
         show_progress: a progress bar on standard error.
 
     Raises:
-        UserError: an unknown normaliser, a source with too many unusable rows, or a recogniser that fails on everything.
+        UserError: an unknown normaliser, a source with too many unusable rows, or a recogniser that fails
+            on everything.
     """
     rows = source.utterances()
     num_rows = len(rows) + len(source.problems)
     if len(source.problems) > allowed_problems(num_rows, MAX_LEFT_OUT_FRACTION):
         raise UserError(
-            f"{source.name}: {len(source.problems)} of {num_rows} rows hold no usable speech with transcript, so a score of the rest would"
-            f" mislead; mend or remove them: {list_problems(source.problems)}"
+            f"{source.name}: {len(source.problems)} of {num_rows} rows hold no usable speech with transcript,"
+            f" so a score of the rest would mislead; mend or remove them: {list_problems(source.problems)}"
         )
     if normalizer is None:
         normalizer = default_normalizer(source.name, (row.text for row in rows))
@@ -273,7 +289,7 @@ class _Run:
         """One batch; if it fails, each of its clips alone."""
         waveforms = [waveform for _, waveform in clips]
         if not self.is_warm:
-            # The first call pays for compilation and memory that no later call needs: it must not count in the speed.
+            # The first call pays for compilation and memory that no later call needs: it is not timed.
             self._attempt([min(waveforms, key=len)])
             self.is_warm = True
         start = time.perf_counter()
@@ -281,7 +297,11 @@ class _Run:
         elapsed = time.perf_counter() - start
         if isinstance(outcome, Exception):
             if len(clips) > 1:
-                logger.info("A batch of %d clips failed (%s); trying them one by one.", len(clips), describe_failure(outcome))
+                logger.info(
+                    "A batch of %d clips failed (%s); trying them one by one.",
+                    len(clips),
+                    describe_failure(outcome),
+                )
                 for clip in clips:
                     self.transcribe([clip])
                 return
@@ -301,7 +321,8 @@ class _Run:
             return error
         if len(texts) != len(waveforms):
             raise UserError(
-                f"The recogniser returned {len(texts)} transcripts for {len(waveforms)} clips; it must return one each."
+                f"The recogniser returned {len(texts)} transcripts for {len(waveforms)} clips;"
+                " it must return one each."
             )
         return texts
 
@@ -310,12 +331,13 @@ class _Run:
         self.num_failures += 1
         if not self.hypotheses and self.num_failures >= MAX_FAILURES_WITHOUT_SUCCESS:
             raise UserError(
-                f"The first {MAX_FAILURES_WITHOUT_SUCCESS} clips all failed, the last with: {describe_failure(error)}"
+                f"The first {MAX_FAILURES_WITHOUT_SUCCESS} clips all failed, the last with:"
+                f" {describe_failure(error)}"
             ) from error
 
 
 def _windows(utterances: Sequence[Utterance]) -> Iterator[list[int]]:
-    """Indices in order, cut where about `WINDOW_SECONDS` of audio have come together (unknown lengths count as 10 s)."""
+    """Indices in order, cut where `WINDOW_SECONDS` of audio have come together (10 s for unknown lengths)."""
     window: list[int] = []
     total = 0.0
     for index, utterance in enumerate(utterances):
@@ -331,7 +353,10 @@ def _windows(utterances: Sequence[Utterance]) -> Iterator[list[int]]:
 
 @contextmanager
 def _progress_bar(num_utterances: int, visible: bool) -> Iterator[Callable[[int, _Run], None]]:
-    """A function to call with the number of utterances done since the last call; it moves the bar on standard error."""
+    """A function to call with the number of utterances done since the last call.
+
+    It moves the bar on standard error.
+    """
     if not visible:
         yield lambda done, run: None
         return

@@ -2,10 +2,11 @@
 
 Legend: N pairs aligned at once, R reference tokens, H hypothesis tokens.
 
-The dynamic programme is Wagner & Fischer's (1974), one numpy operation per reference token for many pairs at once.
-Several alignments can be equally cheap and differ in substitutions, deletions and insertions; the choice made here
-(common ends first, then backwards: a deletion where one is optimal, an insertion only where the neighbouring cell
-demands it, else the diagonal) is that of rapidfuzz, hence of jiwer, so that the counts agree with theirs.
+The dynamic programme is Wagner & Fischer's (1974), one numpy operation per reference token for many pairs at
+once. Several alignments can be equally cheap and differ in substitutions, deletions and insertions; the
+choice made here (common ends first, then backwards: a deletion where one is optimal, an insertion only where
+the neighbouring cell demands it, else the diagonal) is that of rapidfuzz, hence of jiwer, so that the counts
+agree with theirs.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class EditCounts:
     def rate(self) -> float:
         """Errors per reference token, a fraction.
 
-        Without any reference token it is the number of errors itself (as jiwer has it): 0 for silence recognised as
-        silence, and never a division by zero.
+        Without any reference token it is the number of errors itself (as jiwer has it): 0 for silence
+        recognised as silence, and never a division by zero.
         """
         return self.errors / max(self.reference_length, 1)
 
@@ -61,7 +62,7 @@ class EditCounts:
 
 @dataclass(frozen=True)
 class Alignment:
-    """The edits of one pair in order: a character of ``=SDI`` for each hit, substitution, deletion, insertion."""
+    """The edits of one pair in order: ``=SDI`` for each hit, substitution, deletion and insertion."""
 
     operations: str
 
@@ -80,8 +81,8 @@ def align(reference: Sequence[str], hypothesis: Sequence[str]) -> Alignment:
 def align_many(pairs: Sequence[tuple[Sequence[str], Sequence[str]]]) -> list[Alignment]:
     """The cheapest alignment of every pair of token sequences, in the order given.
 
-    Ten thousand pairs of twenty words take about a second. Memory grows with R x H bytes for a single pair: an hour of speech
-    (10,000 words) needs 100 MB.
+    Ten thousand pairs of twenty words take about a second. Memory grows with R x H bytes for a single pair:
+    an hour of speech (10,000 words) needs 100 MB.
     """
     encoded = _encode_pairs(pairs)
     alignments = [""] * len(encoded)
@@ -94,11 +95,16 @@ def align_many(pairs: Sequence[tuple[Sequence[str], Sequence[str]]]) -> list[Ali
 
 
 def edit_distances(pairs: Sequence[tuple[Sequence[str], Sequence[str]]]) -> list[int]:
-    """The edit distance of every pair, without alignments: memory grows with H only, as characters of long texts need."""
+    """The edit distance of every pair, without alignments.
+
+    Memory grows with H only, as characters of long texts need.
+    """
     encoded = _encode_pairs(pairs)
     distances = [0] * len(encoded)
     for chosen in _batches(encoded):
-        references, hypotheses, reference_lengths, hypothesis_lengths = _pad([encoded[index] for index in chosen])
+        references, hypotheses, reference_lengths, hypothesis_lengths = _pad(
+            [encoded[index] for index in chosen]
+        )
         found = np.zeros(len(chosen), dtype=np.int64)
         row = np.zeros((len(chosen), hypotheses.shape[1] + 1), dtype=np.int32)
         for step in range(references.shape[1] + 1):
@@ -121,8 +127,9 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile interval of the corpus error rate when utterances are drawn anew with replacement.
 
-    Source: Bisani & Ney (2004), "Bootstrap estimates for confidence intervals in ASR performance evaluation". Utterances count as
-    independent, so with few speakers the true uncertainty is wider. The same seed gives the same interval.
+    Source: Bisani & Ney (2004), "Bootstrap estimates for confidence intervals in ASR performance evaluation".
+    Utterances count as independent, so with few speakers the true uncertainty is wider. The same seed gives
+    the same interval.
     """
     if not errors:
         return (0.0, 0.0)
@@ -158,9 +165,7 @@ def _encode_pairs(pairs: Sequence[tuple[Sequence[str], Sequence[str]]]) -> list[
         prefix = _common_prefix(left, right)
         left, right = left[prefix:], right[prefix:]
         suffix = _common_prefix(left[::-1], right[::-1])
-        encoded.append(
-            _EncodedPair(left[: len(left) - suffix], right[: len(right) - suffix], prefix, suffix)
-        )
+        encoded.append(_EncodedPair(left[: len(left) - suffix], right[: len(right) - suffix], prefix, suffix))
     return encoded
 
 
@@ -177,7 +182,7 @@ def _common_prefix(left: Tokens, right: Tokens) -> int:
 
 
 def _batches(encoded: Sequence[_EncodedPair]) -> list[list[int]]:
-    """Indices of pairs in batches of like length, none with more than `_MAX_CELLS` padded cells (but one pair at least)."""
+    """Indices of pairs in batches of like length: `_MAX_CELLS` padded cells at most, one pair at least."""
     order = sorted(
         range(len(encoded)), key=lambda index: (len(encoded[index].reference), len(encoded[index].hypothesis))
     )
@@ -196,7 +201,8 @@ def _batches(encoded: Sequence[_EncodedPair]) -> list[list[int]]:
 def _pad(cores: Sequence[_EncodedPair]) -> tuple[Tokens, Tokens, NDArray[np.int64], NDArray[np.int64]]:
     """References (N, R) and hypotheses (N, H) padded with numbers that never match, and both lengths (N,).
 
-    A cell depends only on cells before it, so padding needs no mask: results are read at each pair's own corner.
+    A cell depends only on cells before it, so padding needs no mask: results are read at each pair's own
+    corner.
     """
     reference_lengths = np.array([len(core.reference) for core in cores], dtype=np.int64)
     hypothesis_lengths = np.array([len(core.hypothesis) for core in cores], dtype=np.int64)
@@ -209,14 +215,16 @@ def _pad(cores: Sequence[_EncodedPair]) -> tuple[Tokens, Tokens, NDArray[np.int6
 
 
 def _next_row(row: Tokens, reference_tokens: Tokens, hypotheses: Tokens) -> tuple[Tokens, NDArray[np.bool_]]:
-    """One step of the dynamic programme for all pairs: (N, H + 1) -> (N, H + 1), and which tokens match (N, H).
+    """One step of the dynamic programme for all pairs: (N, H + 1) -> (N, H + 1), and the matches (N, H).
 
-    Rows hold distance minus column. In that form a run of insertions costs nothing from one column to the next, which turns the
-    only sequential part of the recurrence into a running minimum.
+    Rows hold distance minus column. In that form a run of insertions costs nothing from one column to the
+    next, which turns the only sequential part of the recurrence into a running minimum.
     """
     equal = hypotheses == reference_tokens[:, None]
     following = row + 1  # a deletion: straight down
-    np.minimum(following[:, 1:], row[:, :-1] - equal, out=following[:, 1:])  # the diagonal: hit or substitution
+    np.minimum(
+        following[:, 1:], row[:, :-1] - equal, out=following[:, 1:]
+    )  # the diagonal: hit or substitution
     np.minimum.accumulate(following, axis=1, out=following)
     return following, equal
 

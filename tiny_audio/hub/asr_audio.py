@@ -40,7 +40,9 @@ class AudioError(ValueError):
 
 
 def load_audio(
-    source: AudioSource, sampling_rate: int = SAMPLING_RATE, max_seconds: float | None = None
+    source: AudioSource,
+    sampling_rate: int = SAMPLING_RATE,
+    max_seconds: float | None = None,
 ) -> np.ndarray:
     """Decode audio to a mono waveform.
 
@@ -61,7 +63,9 @@ def load_audio(
         rate = file.samplerate
         declared_frames = file.frames
         block_frames = max(1, BLOCK_SAMPLES // file.channels)
-        resample = None if rate == sampling_rate else soxr.ResampleStream(rate, sampling_rate, 1, dtype="float32")
+        resample = (
+            None if rate == sampling_rate else soxr.ResampleStream(rate, sampling_rate, 1, dtype="float32")
+        )
         parts: list[np.ndarray] = []
         num_frames = 0
         while True:
@@ -69,13 +73,26 @@ def load_audio(
                 block = file.read(block_frames, dtype="float32", always_2d=True)  # (N, C)
             except (soundfile.LibsndfileError, RuntimeError) as error:
                 if num_frames == 0:
-                    raise AudioError(f"{name}: cannot be decoded ({_reason(error)}); is it damaged?") from error
-                logger.warning("%s: broken after %.2f s (%s)", name, num_frames / rate, _reason(error))
+                    raise AudioError(
+                        f"{name}: cannot be decoded ({_reason(error)}); is it damaged?"
+                    ) from error
+                logger.warning(
+                    "%s: broken after %.2f s (%s)",
+                    name,
+                    num_frames / rate,
+                    _reason(error),
+                )
                 break
             if len(block) == 0:
-                if 0 < num_frames < declared_frames < UNKNOWN_FRAMES and declared_frames - num_frames > rate // 10:
+                if (
+                    0 < num_frames < declared_frames < UNKNOWN_FRAMES
+                    and declared_frames - num_frames > rate // 10
+                ):
                     logger.warning(
-                        "%s: ends after %.2f of its %.2f s", name, num_frames / rate, declared_frames / rate
+                        "%s: ends after %.2f of its %.2f s",
+                        name,
+                        num_frames / rate,
+                        declared_frames / rate,
                     )
                 break
             mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)  # (N,)
@@ -145,7 +162,9 @@ def _open(source: AudioSource, name: str) -> soundfile.SoundFile:
             raise AudioError(f'{name}: is open as text; open it with mode "rb"')
         opened.seek(0)
     else:
-        raise AudioError(f"{name}: audio must be a path, bytes or a binary file object, not {type(source).__name__}")
+        raise AudioError(
+            f"{name}: audio must be a path, bytes or a binary file object, not {type(source).__name__}"
+        )
     if isinstance(opened, io.BytesIO) and opened.getbuffer().nbytes == 0:
         raise AudioError(f"{name}: is empty (0 bytes)")
     try:

@@ -89,7 +89,9 @@ def fit_vocabulary(causal_lm: nn.Module, num_tokens: int) -> None:
             module.weight[old_size:] = module.weight[:old_size].float().mean(dim=0).to(module.weight.dtype)
 
 
-def load_decoder(name_or_path: str, revision: str | None = None, dtype: torch.dtype | None = None) -> nn.Module:
+def load_decoder(
+    name_or_path: str, revision: str | None = None, dtype: torch.dtype | None = None
+) -> nn.Module:
     """A pretrained causal LM. Raises OSError with one clear line when it cannot be found."""
     where = resolve_model_path(name_or_path)
     try:
@@ -106,16 +108,22 @@ def load_tokenizer(name_or_path: str, revision: str | None = None) -> Any:
     try:
         return AutoTokenizer.from_pretrained(resolve_model_path(name_or_path), revision=revision)
     except (OSError, ValueError) as error:
-        raise OSError(f"cannot load the tokenizer of {name_or_path!r}: {str(error).splitlines()[0]}") from error
+        raise OSError(
+            f"cannot load the tokenizer of {name_or_path!r}: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def embedding_rms(table: nn.Module) -> float:
     """Root mean square of the token embeddings as the decoder sees them (Gemma scales them inside the table)."""
-    ids = torch.arange(0, table.num_embeddings, max(table.num_embeddings // 4096, 1), device=table.weight.device)
+    ids = torch.arange(
+        0, table.num_embeddings, max(table.num_embeddings // 4096, 1), device=table.weight.device
+    )
     return table(ids).detach().float().pow(2).mean().sqrt().item()
 
 
-def generation_config(tokenizer: Any, end_token_id: int, pad_token_id: int, audio_token_id: int) -> GenerationConfig:
+def generation_config(
+    tokenizer: Any, end_token_id: int, pad_token_id: int, audio_token_id: int
+) -> GenerationConfig:
     """Greedy by default, ending at the end of a turn, never emitting the audio placeholder."""
     ends = list(dict.fromkeys(i for i in (end_token_id, tokenizer.eos_token_id) if i is not None))
     return GenerationConfig(
@@ -193,7 +201,9 @@ def load_bases(config: TinyAudioConfig, dtype: torch.dtype | None) -> dict[str, 
     parts: dict[str, nn.Module] = {}
     if not config.encoder_in_checkpoint:
         base = config.encoder_base
-        parts["audio_tower"] = load_encoder(resolve_model_path(base["name"]), revision=base.get("revision"), dtype=dtype)
+        parts["audio_tower"] = load_encoder(
+            resolve_model_path(base["name"]), revision=base.get("revision"), dtype=dtype
+        )
         check_base(parts["audio_tower"], base, "encoder")
     if not config.decoder_in_checkpoint:
         base = config.decoder_base
@@ -204,7 +214,9 @@ def load_bases(config: TinyAudioConfig, dtype: torch.dtype | None) -> dict[str, 
     return parts
 
 
-def load_adapter(model_class: type, path_or_id: str, config: TinyAudioConfig, dtype: torch.dtype, **hub: Any) -> Any:
+def load_adapter(
+    model_class: type, path_or_id: str, config: TinyAudioConfig, dtype: torch.dtype, **hub: Any
+) -> Any:
     """Bases from their own places, everything else from the checkpoint."""
     state = load_file(find_file(path_or_id, WEIGHTS_FILE, **hub))
     model = model_class(config, **load_bases(config, dtype))

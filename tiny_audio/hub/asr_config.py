@@ -89,7 +89,9 @@ def _as_config(value: dict | PreTrainedConfig | None, default_model_type: str) -
     value = dict(value or {})
     model_type = value.pop("model_type", default_model_type)
     if model_type not in CONFIG_MAPPING:
-        raise ValueError(f"transformers knows no model type {model_type!r}; is it newer than the one installed?")
+        raise ValueError(
+            f"transformers knows no model type {model_type!r}; is it newer than the one installed?"
+        )
     return CONFIG_MAPPING[model_type](**value)
 
 

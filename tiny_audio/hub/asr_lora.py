@@ -27,10 +27,14 @@ def inject_lora(tower: nn.Module, lora: dict) -> None:
         raise ImportError("this model uses LoRA, which needs PEFT: pip install peft")
     from peft import LoraConfig, inject_adapter_in_model
 
-    names = {name.rsplit(".", 1)[-1] for name, module in tower.named_modules() if isinstance(module, nn.Linear)}
+    names = {
+        name.rsplit(".", 1)[-1] for name, module in tower.named_modules() if isinstance(module, nn.Linear)
+    }
     unknown = sorted(set(lora["target_modules"]) - names)
     if unknown:
-        raise ValueError(f"LoRA targets {unknown} are not in this tower; its linear layers are {sorted(names)}")
+        raise ValueError(
+            f"LoRA targets {unknown} are not in this tower; its linear layers are {sorted(names)}"
+        )
     inject_adapter_in_model(
         LoraConfig(
             r=lora["r"],

@@ -67,6 +67,8 @@ def ctc_loss_per_clip(
         (B,) losses, zero where the target cannot be emitted in so few frames, and (B,) bool marking those clips:
         they are for the caller to count and report.
     """
+    if targets.shape[1] == 0:  # silence all over the batch
+        targets = targets.new_full((len(targets), 1), CTC_PADDING)
     repeats = (targets[:, 1:] == targets[:, :-1]) & (
         torch.arange(1, targets.shape[1], device=targets.device) < target_lengths[:, None]
     )
@@ -106,7 +108,12 @@ class EmbeddingCTC(nn.Module):
         self.blank_bias = nn.Parameter(torch.zeros(()))
 
     def forward(
-        self, audio_tokens: Tensor, lengths: Tensor, targets: Tensor, embeddings: Tensor, num_negatives: int = 0
+        self,
+        audio_tokens: Tensor,
+        lengths: Tensor,
+        targets: Tensor,
+        embeddings: Tensor,
+        num_negatives: int = 0,
     ) -> tuple[Tensor, Tensor]:
         """Loss and infeasibility per clip.
 
@@ -126,10 +133,14 @@ class EmbeddingCTC(nn.Module):
             return ctc_loss_per_clip(logits.log_softmax(dim=-1), lengths, targets + 1, target_lengths)
         own, classes = _own_classes(targets)  # (B, U) token ids padded with -1, (B, C) index into U
         negatives = _fixed_negatives(embeddings.shape[0], num_negatives).to(targets.device)  # (K,)
-        own_scores = torch.einsum("bpd,bud->bpu", tokens, _unit_rms(embeddings.detach()[own.clamp(min=0)].float()))
+        own_scores = torch.einsum(
+            "bpd,bud->bpu", tokens, _unit_rms(embeddings.detach()[own.clamp(min=0)].float())
+        )
         own_scores = own_scores.masked_fill((own < 0)[:, None, :], float("-inf"))
         negative_scores = tokens @ _unit_rms(embeddings.detach()[negatives].float()).T  # (B, P, K)
-        twice = (negatives[None, :, None] == own[:, None, :]).any(dim=-1)  # (B, K): scored among its own already
+        twice = (negatives[None, :, None] == own[:, None, :]).any(
+            dim=-1
+        )  # (B, K): scored among its own already
         negative_scores = negative_scores.masked_fill(twice[:, None, :], float("-inf"))
         logits = torch.cat([blank[..., None], own_scores, negative_scores], dim=-1)
         return ctc_loss_per_clip(logits.log_softmax(dim=-1), lengths, classes + 1, target_lengths)

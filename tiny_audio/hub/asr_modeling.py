@@ -117,7 +117,9 @@ class TinyAudioModel(TinyAudioPreTrainedModel):
     ):
         super().__init__(config)
         self.audio_tower = build_encoder(config.audio_config) if audio_tower is None else audio_tower
-        self.language_model = AutoModel.from_config(config.text_config) if language_model is None else language_model
+        self.language_model = (
+            AutoModel.from_config(config.text_config) if language_model is None else language_model
+        )
         self.multi_modal_projector = build_projector(config)
         prepare_encoder(self.audio_tower)
         if config.encoder_lora:
@@ -146,7 +148,9 @@ class TinyAudioModel(TinyAudioPreTrainedModel):
         frames = encoder_output_length(self.encoder_geometry, feature_lengths)
         return frames, projector_output_length(self.config.projector_type, self.config.stack_factor, frames)
 
-    def get_audio_features(self, input_features: Tensor, input_features_mask: Tensor, **_: Any) -> AudioFeatures:
+    def get_audio_features(
+        self, input_features: Tensor, input_features_mask: Tensor, **_: Any
+    ) -> AudioFeatures:
         """Runs encoder and projector.
 
         Args:
@@ -154,7 +158,9 @@ class TinyAudioModel(TinyAudioPreTrainedModel):
             input_features_mask: (B, L) bool, True where valid.
         """
         frame_lengths, token_lengths = self.audio_token_lengths(input_features_mask.sum(dim=1))
-        encoder_trains = torch.is_grad_enabled() and any(p.requires_grad for p in self.audio_tower.parameters())
+        encoder_trains = torch.is_grad_enabled() and any(
+            p.requires_grad for p in self.audio_tower.parameters()
+        )
         with torch.set_grad_enabled(encoder_trains):
             frames = run_encoder(self.audio_tower, input_features, input_features_mask)  # (B, F, D_e)
         tokens, balance_loss = self.multi_modal_projector(frames, frame_lengths)  # (B, P, D_t)
@@ -246,7 +252,9 @@ class TinyAudioForConditionalGeneration(TinyAudioPreTrainedModel, GenerationMixi
             config = cls.config_class.from_pretrained(path_or_id, **hub)
         if config.encoder_in_checkpoint and config.decoder_in_checkpoint:
             with_info = kwargs.pop("output_loading_info", False)
-            model, info = super().from_pretrained(path_or_id, *args, config=config, output_loading_info=True, **kwargs)
+            model, info = super().from_pretrained(
+                path_or_id, *args, config=config, output_loading_info=True, **kwargs
+            )
             problems = {key: sorted(map(str, names)) for key, names in info.items() if names}
             if problems:
                 raise ValueError(f"the weights in {path_or_id} do not fit its config.json: {problems}")
@@ -279,7 +287,9 @@ class TinyAudioForConditionalGeneration(TinyAudioPreTrainedModel, GenerationMixi
     def set_output_embeddings(self, value: nn.Module) -> None:
         self.lm_head = value
 
-    def get_audio_features(self, input_features: Tensor, input_features_mask: Tensor, **kwargs: Any) -> AudioFeatures:
+    def get_audio_features(
+        self, input_features: Tensor, input_features_mask: Tensor, **kwargs: Any
+    ) -> AudioFeatures:
         return self.model.get_audio_features(input_features, input_features_mask, **kwargs)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
@@ -342,7 +352,9 @@ class TinyAudioForConditionalGeneration(TinyAudioPreTrainedModel, GenerationMixi
             audio_features=outputs.get("audio_features"),
         )
         if labels is None:
-            result.logits = self.compute_logits(hidden_states[:, -logits_to_keep:] if logits_to_keep else hidden_states)
+            result.logits = self.compute_logits(
+                hidden_states[:, -logits_to_keep:] if logits_to_keep else hidden_states
+            )
             return result
         weights = loss_weights or LossWeights()
         sums, counts, result.infeasible = self._loss_sums(
@@ -381,7 +393,9 @@ class TinyAudioForConditionalGeneration(TinyAudioPreTrainedModel, GenerationMixi
             sums["balance"], counts["balance"] = audio.balance_loss.sum(), len(audio.balance_loss)
         return sums, counts, infeasible
 
-    def _embedding_loss(self, labels: Tensor, audio: AudioFeatures, num_negatives: int) -> tuple[Tensor, Tensor]:
+    def _embedding_loss(
+        self, labels: Tensor, audio: AudioFeatures, num_negatives: int
+    ) -> tuple[Tensor, Tensor]:
         if self.embedding_ctc is None:
             raise ValueError("the embedding loss needs a model built with embedding_ctc=true")
         # The end token is written, not heard: the last label of each row is left out.
@@ -390,7 +404,9 @@ class TinyAudioForConditionalGeneration(TinyAudioPreTrainedModel, GenerationMixi
         clips = audio.pooler_output.split(audio.token_lengths.tolist())
         tokens = nn.utils.rnn.pad_sequence(clips, batch_first=True)  # (B, P, D_t)
         table = self.get_input_embeddings()
-        embeddings = table(torch.arange(table.num_embeddings, device=labels.device))  # scaled as the decoder scales it
+        embeddings = table(
+            torch.arange(table.num_embeddings, device=labels.device)
+        )  # scaled as the decoder scales it
         return self.embedding_ctc(tokens, audio.token_lengths, targets, embeddings, num_negatives)
 
     @torch.no_grad()
@@ -418,11 +434,12 @@ class TinyAudioForConditionalGeneration(TinyAudioPreTrainedModel, GenerationMixi
         if not any(kwargs.get(key) or getattr(given, key, None) for key in ("max_new_tokens", "max_length")):
             limits = self.new_token_limits(audio.frame_lengths)
             kwargs["max_new_tokens"] = int(limits.max())
-            stopping_criteria = StoppingCriteriaList(
-                [*(stopping_criteria or []), ClipLengthCriteria(limits)]
-            )
+            stopping_criteria = StoppingCriteriaList([*(stopping_criteria or []), ClipLengthCriteria(limits)])
         return super().generate(
-            inputs_embeds=embeddings, attention_mask=attention_mask, stopping_criteria=stopping_criteria, **kwargs
+            inputs_embeds=embeddings,
+            attention_mask=attention_mask,
+            stopping_criteria=stopping_criteria,
+            **kwargs,
         )
 
     def new_token_limits(self, frame_lengths: Tensor) -> Tensor:

@@ -14,7 +14,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AddedToken, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from .asr_config import AUDIO_TOKEN, TinyAudioConfig
-from .asr_encoders import encoder_feature_kind, encoder_geometry, encoder_max_feature_length, encoder_output_length
+from .asr_encoders import (
+    encoder_feature_kind,
+    encoder_geometry,
+    encoder_max_feature_length,
+    encoder_output_length,
+)
 from .asr_losses import CTC_PADDING, IGNORE_LABEL, encode_ctc_text
 from .asr_projectors import projector_output_length
 
@@ -61,7 +66,9 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[str,
         beginning = tokenizer.bos_token or ""
         rendered, end = beginning + prompt, tokenizer.eos_token
     if end is None:
-        raise ValueError("the tokenizer has neither an end-of-turn nor an end-of-text token to end a transcript with")
+        raise ValueError(
+            "the tokenizer has neither an end-of-turn nor an end-of-text token to end a transcript with"
+        )
     before, _, between = rendered.partition(AUDIO_TOKEN)
     return before, between, end
 
@@ -104,7 +111,9 @@ class TinyAudioProcessor(ProcessorMixin):
         encode = self.tokenizer.convert_tokens_to_ids
         self.audio_token_id = encode(AUDIO_TOKEN)
         self.end_token_id = encode(self.end_token)
-        self.pad_token_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.end_token_id
+        self.pad_token_id = (
+            self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.end_token_id
+        )
         self._before_ids = self._text_ids(prompt_before)
         self._between_ids = self._text_ids(prompt_between)
 
@@ -248,7 +257,9 @@ class TinyAudioProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """Model inputs of one or many waveforms; with `text`, labels too. Raises ValueError unless they are at 16 kHz."""
         if sampling_rate is not None and sampling_rate != SAMPLING_RATE:
-            raise ValueError(f"expected audio at {SAMPLING_RATE} Hz, got {sampling_rate} Hz: resample it first")
+            raise ValueError(
+                f"expected audio at {SAMPLING_RATE} Hz, got {sampling_rate} Hz: resample it first"
+            )
         waveforms = [audio] if isinstance(audio, np.ndarray) and audio.ndim == 1 else list(audio)
         texts = [text] * len(waveforms) if text is None or isinstance(text, str) else list(text)
         if len(texts) != len(waveforms):

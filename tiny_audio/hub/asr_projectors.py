@@ -67,7 +67,9 @@ class Projector(nn.Module):
 
     def two_layers(self, width: int) -> nn.Sequential:
         return nn.Sequential(
-            nn.Linear(width, self.hidden_size), self.activation, nn.Linear(self.hidden_size, self.decoder_width)
+            nn.Linear(width, self.hidden_size),
+            self.activation,
+            nn.Linear(self.hidden_size, self.decoder_width),
         )
 
 
@@ -189,7 +191,9 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = max(width // HEAD_DIMENSION, 1)
         if width % self.num_heads:
-            raise ValueError(f"the qformer needs a hidden size that {self.num_heads} heads divide, got {width}")
+            raise ValueError(
+                f"the qformer needs a hidden size that {self.num_heads} heads divide, got {width}"
+            )
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
 
     def forward(self, queries: Tensor, keys: Tensor, key_mask: Tensor | None = None) -> Tensor:
@@ -236,7 +240,9 @@ class QFormerProjector(Projector):
         batch, num_frames, _ = frames.shape
         frames = F.pad(self.input_norm(self.input(frames)), (0, 0, 0, -num_frames % self.window))
         mask = length_mask(lengths, frames.shape[1])
-        windows = frames.unflatten(1, (-1, self.window)).flatten(0, 1) + self.frame_positions  # (B * W, window, H)
+        windows = (
+            frames.unflatten(1, (-1, self.window)).flatten(0, 1) + self.frame_positions
+        )  # (B * W, window, H)
         window_mask = mask.unflatten(1, (-1, self.window)).flatten(0, 1)  # (B * W, window)
         # A window without a single valid frame would be a softmax over nothing; its output is discarded anyway.
         window_mask = window_mask | ~window_mask.any(dim=1, keepdim=True)

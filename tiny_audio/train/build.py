@@ -37,7 +37,8 @@ from tiny_audio.hub.asr_modeling import TinyAudioForConditionalGeneration
 from tiny_audio.hub.asr_processing import SAMPLING_RATE, TinyAudioProcessor, add_audio_token
 
 FEATURE_EXTRACTORS = {
-    kind.__name__: kind for kind in (WhisperFeatureExtractor, Wav2Vec2FeatureExtractor, ParakeetFeatureExtractor)
+    kind.__name__: kind
+    for kind in (WhisperFeatureExtractor, Wav2Vec2FeatureExtractor, ParakeetFeatureExtractor)
 }
 BALANCE_WEIGHT = 0.01  # of the load-balancing loss, as in Switch Transformers
 
@@ -75,7 +76,9 @@ def build_model(config: DictConfig) -> tuple[TinyAudioForConditionalGeneration, 
     torch.manual_seed(config.seed)
     try:
         if config.init_from:
-            model, processor = load_model(resolve_model_path(config.init_from), device="cpu", dtype=torch.float32)
+            model, processor = load_model(
+                resolve_model_path(config.init_from), device="cpu", dtype=torch.float32
+            )
         else:
             model, processor = _new_model(config)
     except (OSError, ValueError, ImportError) as error:
@@ -145,7 +148,9 @@ def _encoder(settings: DictConfig) -> tuple[nn.Module, Any]:
         try:
             return tower, AutoFeatureExtractor.from_pretrained(where, revision=settings.encoder_revision)
         except (OSError, ValueError) as error:
-            raise OSError(f"cannot load the feature extractor of {name!r}: {str(error).splitlines()[0]}") from error
+            raise OSError(
+                f"cannot load the feature extractor of {name!r}: {str(error).splitlines()[0]}"
+            ) from error
     tower = build_encoder(_architecture(settings.encoder_config, "model.encoder_config"))
     arguments = OmegaConf.to_container(settings.feature_extractor, resolve=True)
     kind = arguments.pop("feature_extractor_type", None)
@@ -161,7 +166,9 @@ def _tokenizer(settings: DictConfig) -> Any:
         return byte_tokenizer()
     name = settings.tokenizer or settings.decoder_model_name
     if not name:
-        raise ValueError('a decoder with random weights needs model.tokenizer: "bytes", or a folder or hub id')
+        raise ValueError(
+            'a decoder with random weights needs model.tokenizer: "bytes", or a folder or hub id'
+        )
     return load_tokenizer(name, None if settings.tokenizer else settings.decoder_revision)
 
 

@@ -56,7 +56,9 @@ def save_checkpoint(
             state.pop("lm_head.weight", None)
         save_file(state, partial / WEIGHTS_FILE)
         torch.save(optimizer.state_dict(), partial / OPTIMIZER_FILE)
-        (partial / STATE_FILE).write_text(json.dumps({**asdict(progress), **_random_states()}), encoding="utf-8")
+        (partial / STATE_FILE).write_text(
+            json.dumps({**asdict(progress), **_random_states()}), encoding="utf-8"
+        )
         for file in partial.iterdir():
             flush(file)
         if target.exists():
@@ -65,7 +67,9 @@ def save_checkpoint(
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         if error.errno == errno.ENOSPC:
-            raise UserError(f"no space left for the checkpoint {target}: free some, then go on with training.resume=true") from error
+            raise UserError(
+                f"no space left for the checkpoint {target}: free some, then go on with training.resume=true"
+            ) from error
         raise
     for old in list_checkpoints(folder)[:-keep] if keep else []:
         shutil.rmtree(old, ignore_errors=True)
@@ -90,11 +94,15 @@ def find_checkpoint(resume: bool | str, folder: Path) -> Path | None:
         return None
     if isinstance(resume, str):
         if not (Path(resume) / STATE_FILE).is_file():
-            raise UserError(f"training.resume={resume} is no checkpoint: expected a folder checkpoints/step-N")
+            raise UserError(
+                f"training.resume={resume} is no checkpoint: expected a folder checkpoints/step-N"
+            )
         return Path(resume)
     found = list_checkpoints(folder)
     if not found:
-        raise UserError(f"training.resume=true, but {folder} holds no checkpoint; leave it out to start afresh")
+        raise UserError(
+            f"training.resume=true, but {folder} holds no checkpoint; leave it out to start afresh"
+        )
     return found[-1]
 
 

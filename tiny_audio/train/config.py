@@ -49,9 +49,9 @@ def choice(*names: Any) -> Any:
     return dataclasses.field(metadata={"choices": names})
 
 
-def source_list() -> Any:
-    """A SOURCE or a list of them."""
-    return dataclasses.field(metadata={"sources": True})
+def source(listed: bool = False) -> Any:
+    """A SOURCE, or with `listed` a list of them as well."""
+    return dataclasses.field(metadata={"sources": listed})
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -99,9 +99,9 @@ class CTCSettings:
 
 @dataclasses.dataclass(kw_only=True)
 class DataSettings:
-    train: Any = source_list()
-    eval: Any = source_list()
-    test: Any = source_list()
+    train: Any = source(listed=True)
+    eval: str = source()
+    test: str = source()
     max_seconds: float = number(above=0)
     min_seconds: float = number(0)
     max_bad_fraction: float = number(0, most=1)
@@ -303,9 +303,7 @@ def _parse_value(text: str, literal: str) -> Any:
         # Hydra's grammar has no word for some characters of ordinary paths and prompts (<, parentheses).
         return literal
     if override.is_sweep_override():
-        raise UserError(
-            f"{text}: one value at a time; for a list write '{key}=[a,b]', for a comma in a text quote it"
-        )
+        raise UserError(f"{text}: one value at a time; write a list as [a,b], and quote a text with a comma")
     return override.value()
 
 
@@ -368,11 +366,10 @@ def _check_value(key: str, value: Any, limits: dict[str, Any]) -> None:
             hint = nearest(value, filter(None, limits["choices"])) if isinstance(value, str) else ""
             refuse(f"one of {', '.join(names)}.{hint}" if hint else f"one of {', '.join(names)}")
     elif "sources" in limits:
-        listed = value if isinstance(value, ListConfig) else [value]
+        listed = value if isinstance(value, ListConfig) and limits["sources"] else [value]
         if not len(listed) or not all(isinstance(source, str) and source for source in listed):
-            refuse(
-                "a SOURCE or a list of them: corpus:SPLIT, a folder, manifest.jsonl, x.parquet or hub:NAME:SPLIT"
-            )
+            kind = "a SOURCE or a list of them" if limits["sources"] else "a SOURCE"
+            refuse(f"{kind}: corpus:SPLIT, a folder, manifest.jsonl, x.parquet or hub:NAME[/CONFIG]:SPLIT")
     elif "pair" in limits:
         if len(value) != 2 or not value[0] <= value[1]:
             refuse("two numbers [low, high] with low <= high")

@@ -54,7 +54,7 @@ class Trainer:
         self.data, self.folder, self.report, self.evaluate = data, folder, report, evaluate
         self.accelerator = Accelerator(mixed_precision=mixed_precision(self.settings.bf16))
         if self.settings.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.activation_checkpointing_enable()
         if self.accelerator.mixed_precision == "bf16":
             cast_frozen(model, torch.bfloat16)
         self.optimizer = build_optimizer(model, self.settings)
@@ -90,7 +90,11 @@ class Trainer:
     def save(self) -> None:
         if self.accelerator.is_main_process:
             save_checkpoint(
-                self.folder / "checkpoints", self.bare_model, self.optimizer, self.progress, self.settings.save_total_limit
+                self.folder / "checkpoints",
+                self.bare_model,
+                self.optimizer,
+                self.progress,
+                self.settings.save_total_limit,
             )
 
     def _batches(self) -> Iterator[dict[str, Any]]:
@@ -137,7 +141,9 @@ class Trainer:
     def _counts(self, batches: list[dict[str, Any]]) -> dict[str, float]:
         """What each loss is divided by: tokens, characters and clips of the whole step, over all processes."""
         tokens = sum(int((batch["labels"][:, 1:] != IGNORE_LABEL).sum()) for batch in batches)
-        characters = sum(int((batch["ctc_labels"] != CTC_PADDING).sum()) for batch in batches if "ctc_labels" in batch)
+        characters = sum(
+            int((batch["ctc_labels"] != CTC_PADDING).sum()) for batch in batches if "ctc_labels" in batch
+        )
         clips = sum(len(batch["labels"]) for batch in batches)
         local = torch.tensor([tokens, characters, clips], dtype=torch.float64, device=self._count_device())
         tokens, characters, clips = self.accelerator.reduce(local, reduction="sum").tolist()

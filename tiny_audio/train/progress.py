@@ -37,6 +37,10 @@ class TrainingDisplay:
     def __exit__(self, *_: Any) -> None:
         self.bar.stop()
 
+    def note(self, text: str) -> None:
+        """A line above the bar."""
+        self.console.print(text, highlight=False, markup=False)
+
     def show(self, line: dict[str, Any]) -> None:
         if "dev_wer" in line:
             self.dev_wer = f"dev WER {100 * line['dev_wer']:.1f}%"

@@ -30,8 +30,12 @@ def prepare_folder(folder: Path, resuming: bool) -> Path | None:
             raise UserError(f"output_dir={folder} is a file; name a folder")
         if folder.is_dir() and any(folder.iterdir()) and not resuming:
             if not (folder / "config.yaml").is_file():
-                raise UserError(f"output_dir={folder} holds files of something else; name another folder or empty it")
-            number = next(n for n in range(1, 1_000_000) if not folder.with_name(f"{folder.name}.{n}").exists())
+                raise UserError(
+                    f"output_dir={folder} holds files of something else; name another folder or empty it"
+                )
+            number = next(
+                n for n in range(1, 1_000_000) if not folder.with_name(f"{folder.name}.{n}").exists()
+            )
             moved = folder.rename(folder.with_name(f"{folder.name}.{number}"))
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -75,7 +79,10 @@ def draw_loss(folder: Path, title: str) -> Path | None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     steps = [line["step"] for line in losses]
-    for key, label, color in (("lm_loss", "language model", "tab:blue"), ("ctc_loss", "alignment (CTC)", "tab:green")):
+    for key, label, color in (
+        ("lm_loss", "language model", "tab:blue"),
+        ("ctc_loss", "alignment (CTC)", "tab:green"),
+    ):
         values = [line.get(key) for line in losses]
         if None not in values:
             axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
@@ -85,7 +92,9 @@ def draw_loss(folder: Path, title: str) -> Path | None:
     evaluated = [line for line in lines if "dev_wer" in line]
     if evaluated:
         right = axes.twinx()
-        right.plot([e["step"] for e in evaluated], [100 * e["dev_wer"] for e in evaluated], "o-", color="tab:red")
+        right.plot(
+            [e["step"] for e in evaluated], [100 * e["dev_wer"] for e in evaluated], "o-", color="tab:red"
+        )
         right.set_ylabel("dev word error rate, %", color="tab:red")
         right.set_ylim(bottom=0)
     axes.legend(loc="upper right")

@@ -1,0 +1,109 @@
+"""The losses against brute force, and the counting of targets that cannot be emitted."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from tiny_audio.hub.asr_losses import (
+    EmbeddingCTC,
+    alignment_loss,
+    decode_ctc_text,
+    encode_ctc_text,
+)
+
+VOCABULARY = " 'abcdefghijklmnopqrstuvwxyz0123456789"
+
+
+def brute_force_ctc(probabilities: torch.Tensor, target: list[int]) -> float:
+    """-log of the summed probability of every path that collapses to the target."""
+    num_frames, num_classes = probabilities.shape
+    total = 0.0
+    for path in itertools.product(range(num_classes), repeat=num_frames):
+        collapsed = [c for c, previous in zip(path, (0, *path[:-1]), strict=True) if c and c != previous]
+        if collapsed == target:
+            total += torch.stack([probabilities[t, c] for t, c in enumerate(path)]).prod().item()
+    return -torch.log(torch.tensor(total)).item()
+
+
+def test_alignment_loss_is_the_sum_over_all_paths() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 5, 4)
+    targets = torch.tensor([[1, 2, 2], [3, -1, -1]])
+    losses, impossible = alignment_loss(logits, torch.tensor([5, 3]), targets)
+    assert losses[0].item() == pytest.approx(brute_force_ctc(logits[0].softmax(-1), [1, 2, 2]), abs=1e-4)
+    assert losses[1].item() == pytest.approx(brute_force_ctc(logits[1, :3].softmax(-1), [3]), abs=1e-4)
+    assert not impossible.any()
+
+
+def test_targets_longer_than_their_frames_are_marked() -> None:
+    logits = torch.randn(3, 3, 4, requires_grad=True)
+    targets = torch.tensor([[1, 1, -1], [1, 2, 3], [1, 1, 2]])  # a repeat needs a blank between
+    losses, impossible = alignment_loss(logits, torch.tensor([3, 3, 3]), targets)
+    assert impossible.tolist() == [False, False, True]
+    assert losses[2].item() == 0
+    losses.sum().backward()
+    assert torch.isfinite(logits.grad).all()
+    assert not logits.grad[2].any()
+
+
+def test_empty_target_is_silence() -> None:
+    logits = torch.zeros(1, 4, 3)
+    logits[..., 0] = 20.0  # all blank
+    losses, impossible = alignment_loss(logits, torch.tensor([4]), torch.full((1, 1), -1))
+    assert losses.item() == pytest.approx(0.0, abs=1e-4)
+    assert not impossible.any()
+
+
+@pytest.mark.parametrize("num_negatives", [0, 7])
+def test_embedding_loss_of_a_clip_does_not_depend_on_its_batch(num_negatives: int) -> None:
+    torch.manual_seed(0)
+    module, table = EmbeddingCTC(16), torch.randn(40, 16)
+    with torch.no_grad():
+        module.blank.normal_()
+    tokens, lengths = torch.randn(3, 9, 16), torch.tensor([9, 4, 6])
+    targets = torch.tensor([[3, 3, 8], [30, 2, -1], [-1, -1, -1]])
+    losses, impossible = module(tokens, lengths, targets, table, num_negatives)
+    assert not impossible.any()
+    for row, length in enumerate(lengths.tolist()):
+        own = targets[row][targets[row] >= 0][None]
+        alone, _ = module(tokens[row : row + 1, :length], lengths[row : row + 1], own, table, num_negatives)
+        assert alone.item() == pytest.approx(losses[row].item(), abs=1e-4)
+
+
+def test_all_negatives_equal_the_full_vocabulary() -> None:
+    torch.manual_seed(0)
+    module, table = EmbeddingCTC(16), torch.randn(40, 16)
+    arguments = (torch.randn(2, 9, 16), torch.tensor([9, 5]), torch.tensor([[3, 3, 8], [30, 2, -1]]), table)
+    full, _ = module(*arguments, 0)
+    # 39 of 40 negatives plus the clip's own tokens leave out at most one class of the table.
+    nearly, _ = module(*arguments, 39)
+    assert torch.allclose(full, nearly, atol=0.3)
+    assert (nearly <= full + 1e-5).all(), "fewer rivals can only make the target likelier"
+
+
+def test_embedding_loss_pulls_audio_to_embeddings() -> None:
+    torch.manual_seed(0)
+    module, table = EmbeddingCTC(64), torch.randn(40, 64)
+    right = table[torch.tensor([[3, 8, 5]])].clone()
+    wrong = table[torch.tensor([[9, 1, 30]])].clone()
+    targets, lengths = torch.tensor([[3, 8, 5]]), torch.tensor([3])
+    assert module(right, lengths, targets, table)[0] < 1.0 < module(wrong, lengths, targets, table)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("Five, FIVE: five!", "five five five"),
+        ("Café — 42", "cafe 42"),
+        ("it's", "it's"),
+        ("", ""),
+        ("日本", ""),
+    ],
+)
+def test_ctc_text_round_trip(text: str, written: str) -> None:
+    ids = encode_ctc_text(text, VOCABULARY)
+    blanks = [c for i in ids for c in (i, 0)]  # a blank between, or doubled letters would collapse
+    assert decode_ctc_text(blanks, VOCABULARY) == written

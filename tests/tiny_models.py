@@ -1,0 +1,75 @@
+"""Small random models of real transformers classes, shared by the tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from transformers import CONFIG_MAPPING
+
+from tiny_audio.train.build import build_model
+from tiny_audio.train.config import compose_config
+
+SAMPLING_RATE = 16000
+
+WHISPER = {
+    "model_type": "whisper",
+    "num_mel_bins": 80,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 64,
+    "max_source_positions": 750,
+}
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": True,
+}
+
+
+def tiny_config(*overrides: str) -> DictConfig:
+    """The nano recipe with towers of about 50 thousand parameters."""
+    config = compose_config(["model.projector_hidden_size=48", "training.num_workers=0", *overrides])
+    config.model.encoder_config = {**WHISPER, "dropout": 0.0}
+    config.model.decoder_config = LLAMA
+    return config
+
+
+def tiny_model(*overrides: str) -> tuple[Any, Any]:
+    """Model (in eval mode) and processor of `tiny_config`."""
+    model, processor = build_model(tiny_config(*overrides))
+    return model.eval(), processor
+
+
+def architecture(values: dict[str, Any]) -> Any:
+    values = dict(values)
+    return CONFIG_MAPPING[values.pop("model_type")](**values)
+
+
+def noise(seconds: float, seed: int = 0) -> np.ndarray:
+    """A waveform of noise, float32 (S,)."""
+    return np.random.default_rng(seed).standard_normal(int(seconds * SAMPLING_RATE)).astype(np.float32) * 0.1
+
+
+CLIPS = [(0.9, "one two"), (2.35, "three four five"), (0.4, "six"), (1.6, "seven eight nine zero")]
+
+
+def examples(processor: Any) -> list[dict[str, Any]]:
+    return [processor.encode(noise(seconds, seed), text) for seed, (seconds, text) in enumerate(CLIPS)]
+
+
+def randomize(model: torch.nn.Module, mark: str) -> None:
+    """Random values for parameters with `mark` in their names (LoRA starts at zero, where nothing shows)."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if mark in name:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))

@@ -1,0 +1,160 @@
+"""The order of batches: a pure function of (metadata, seed, epoch).
+
+Rows of similar length go into one batch, so that little of it is padding; the batch takes as many rows as its
+budget of seconds holds. Where rows lie in groups that are cheap to read together (row groups of parquet shards), rows
+are mixed inside a window of groups: reading stays local and memory is bounded by the window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import overload
+
+import numpy as np
+
+# Lengths are blurred by this share either way before sorting: batches then have other members each epoch, at
+# a cost in padding of about a third of it.
+LENGTH_JITTER = 0.03
+# Rows whose blurred lengths agree within this ratio are sorted by tokens, so that text is padded little, too.
+LENGTH_RATIO_OF_BUCKET = 1.04
+WINDOW_ROWS = 16_384
+# Rows without a place of their own are cut into groups of this many to be mixed with those that have one.
+ROWS_OF_PSEUDO_GROUP = 256
+
+
+class EpochPlan(Sequence[list[int]]):
+    """The batches of one epoch as lists of row numbers, held as two arrays: 8 bytes a row."""
+
+    def __init__(self, order: np.ndarray, bounds: np.ndarray) -> None:
+        self._order = order  # (rows,) row numbers
+        self._bounds = bounds  # (batches + 1,) where each batch begins in `order`
+
+    def __len__(self) -> int:
+        return len(self._bounds) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> list[int]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[list[int]]: ...
+
+    def __getitem__(self, index: int | slice) -> list[int] | list[list[int]]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        index %= len(self)
+        return self._order[self._bounds[index] : self._bounds[index + 1]].tolist()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (self[i] for i in range(len(self)))
+
+    def padding_share(self, lengths: np.ndarray) -> float:
+        """The share of all batches that is padding, when rows have `lengths` (rows,) in any unit."""
+        sorted_lengths = lengths[self._order].astype(np.float64)
+        longest = np.maximum.reduceat(sorted_lengths, self._bounds[:-1]) if len(self) else np.zeros(0)
+        padded = float((longest * np.diff(self._bounds)).sum())
+        return 1.0 - float(sorted_lengths.sum()) / padded if padded > 0 else 0.0
+
+
+def plan_epoch(
+    seconds: np.ndarray,
+    token_counts: np.ndarray,
+    *,
+    seed: int,
+    epoch: int,
+    batch_seconds: float,
+    max_clips: int,
+    groups: np.ndarray | None = None,
+    window_rows: int = WINDOW_ROWS,
+) -> EpochPlan:
+    """Cut an epoch into batches: every row once, in an order that depends on nothing but the arguments.
+
+    Args:
+        seconds: (rows,) length of each row as the model will hear it.
+        token_counts: (rows,) text tokens of each row.
+        batch_seconds: longest row x rows of a batch is at most this; a longer row is a batch by itself.
+        max_clips: most rows of a batch.
+        groups: (rows,) rows of one number lie together; negative: anywhere. None: all rows lie anywhere.
+        window_rows: how many rows are mixed at a time where rows lie in groups.
+    """
+    seconds = np.asarray(seconds, dtype=np.float64)
+    token_counts = np.asarray(token_counts, dtype=np.float64)
+    generator = np.random.default_rng([seed, epoch])
+    orders: list[np.ndarray] = []
+    sizes: list[np.ndarray] = []
+    for window in _windows(len(seconds), groups, window_rows, generator):
+        order = _sort_by_length(seconds[window], token_counts[window], generator)
+        rows = window[order]
+        starts = _cut(seconds[rows], batch_seconds, max_clips)
+        batches = np.split(rows, starts[1:])
+        shuffled = [batches[i] for i in generator.permutation(len(batches))]
+        orders.extend(shuffled)
+        sizes.append(np.array([len(batch) for batch in shuffled], dtype=np.int64))
+    order = np.concatenate(orders) if orders else np.zeros(0, np.int64)
+    bounds = (
+        np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(sizes))])
+        if sizes
+        else np.zeros(1, np.int64)
+    )
+    return EpochPlan(order, bounds)
+
+
+def _windows(
+    num_rows: int,
+    groups: np.ndarray | None,
+    window_rows: int,
+    generator: np.random.Generator,
+) -> Iterator[np.ndarray]:
+    """Row numbers, a window at a time. Without groups there is one window: all rows."""
+    if num_rows == 0:
+        return
+    if groups is None:
+        yield np.arange(num_rows)
+        return
+    groups = np.asarray(groups, dtype=np.int64).copy()
+    scattered = np.flatnonzero(groups < 0)
+    first_pseudo_group = int(groups.max(initial=-1)) + 1
+    groups[generator.permutation(scattered)] = (
+        first_pseudo_group + np.arange(len(scattered)) // ROWS_OF_PSEUDO_GROUP
+    )
+    by_group = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[by_group], prepend=-1))
+    members = np.split(by_group, starts[1:])
+    window: list[np.ndarray] = []
+    filled = 0
+    for index in generator.permutation(len(members)):
+        window.append(members[index])
+        filled += len(members[index])
+        if filled >= window_rows:
+            yield np.concatenate(window)
+            window, filled = [], 0
+    if window:
+        yield np.concatenate(window)
+
+
+def _sort_by_length(
+    seconds: np.ndarray, token_counts: np.ndarray, generator: np.random.Generator
+) -> np.ndarray:
+    """The order of rows by blurred length, and among rows of about the same length by blurred tokens."""
+    num_rows = len(seconds)
+    step = np.log(LENGTH_RATIO_OF_BUCKET)
+    blurred = np.log(np.maximum(seconds, 1e-3)) + generator.uniform(-LENGTH_JITTER, LENGTH_JITTER, num_rows)
+    bucket = np.floor(blurred / step + generator.random())
+    tokens = (token_counts + 1.0) * np.exp(generator.uniform(-LENGTH_JITTER, LENGTH_JITTER, num_rows))
+    # Tokens rise in one bucket and fall in the next: a batch across the border of two then holds similar texts.
+    return np.lexsort([np.where(bucket % 2 == 0, tokens, -tokens), bucket])
+
+
+def _cut(seconds: np.ndarray, batch_seconds: float, max_clips: int) -> np.ndarray:
+    """Where batches begin in a sequence of rows, each as full as its budget allows."""
+    starts = [0]
+    longest = 0.0
+    size = 0
+    for row, length in enumerate(seconds.tolist()):
+        longest = max(longest, length)
+        if size > 0 and (size >= max_clips or longest * (size + 1) > batch_seconds):
+            starts.append(row)
+            longest, size = length, 0
+        size += 1
+    return np.array(starts, dtype=np.int64)

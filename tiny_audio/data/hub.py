@@ -1,0 +1,73 @@
+"""Data sets of the Hugging Face hub, ``hub:NAME[/CONFIG]:SPLIT``: their parquet shards, wherever they lie."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from tiny_audio.data.parquet import ParquetSource
+from tiny_audio.errors import UserError, nearest
+
+FORM = "hub:ORGANISATION/NAME[/CONFIG]:SPLIT, for example hub:speechbrain/LoquaciousSet/small:train"
+
+
+def parse_hub_name(name: str) -> tuple[str, str | None, str]:
+    """``hub:a/b/c:train`` as ("a/b", "c", "train"). Raises UserError for any other form."""
+    place, _, split = name.removeprefix("hub:").rpartition(":")
+    parts = place.split("/")
+    if not split or len(parts) not in (2, 3) or not all(parts):
+        raise UserError(f"{name}: not the name of a hub data set; it should look like {FORM}")
+    return "/".join(parts[:2]), parts[2] if len(parts) == 3 else None, split
+
+
+def open_hub_source(name: str) -> ParquetSource:
+    """Open a split of a hub data set.
+
+    A copy under the folder that ``TINY_AUDIO_MODELS`` names (``$TINY_AUDIO_MODELS/ORGANISATION/NAME``) is used
+    instead of the hub. Shards on the hub are read where they lie, a row group at a time.
+
+    Raises:
+        UserError: no such set, config or split, no parquet in it, or the hub cannot be reached.
+    """
+    repository, config, split = parse_hub_name(name)
+    local = os.environ.get("TINY_AUDIO_MODELS")
+    copy = Path(local) / repository if local else None
+    place = str(copy) if copy is not None and copy.is_dir() else repository
+    files = _resolve_files(place, config, split, name)
+    if not all(file.endswith(".parquet") for file in files):
+        raise UserError(
+            f"{name}: the data set is not stored as parquet (found {Path(files[0]).name}); convert it first"
+        )
+    revision = re.search(r"@([0-9a-f]{40})/", files[0])
+    return ParquetSource(files, name, revision[1] if revision else None)
+
+
+def _resolve_files(place: str, config: str | None, split: str, name: str) -> list[str]:
+    """The files of a split, as the data set's own README or layout assigns them."""
+    import datasets
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        builder = datasets.load_dataset_builder(place, config)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise UserError(
+            f"{name}: the hub has no data set {place}, or it needs a login (hf auth login)"
+        ) from error
+    except (
+        OSError,
+        HfHubHTTPError,
+    ) as error:  # no network: requests', httpx' and the hub's errors end up here
+        raise UserError(
+            f"{name}: the hub cannot be reached ({' '.join(str(error).split())[:200]}); on a machine without network put a "
+            f"copy of the data set at $TINY_AUDIO_MODELS/{place}"
+        ) from error
+    except ValueError as error:  # an unknown config: datasets lists the known ones
+        raise UserError(f"{name}: {' '.join(str(error).split())}") from error
+    splits = builder.config.data_files
+    if splits is None or split not in splits:
+        known = sorted(str(key) for key in splits or {})
+        raise UserError(
+            f"{name}: there is no split {split!r}.{nearest(split, known)} Its splits are {', '.join(known)}"
+        )
+    return sorted(str(file) for file in splits[split])

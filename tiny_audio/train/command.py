@@ -1,0 +1,73 @@
+"""`tiny-audio train`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def train(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="+experiments=NAME and key=value pairs.", metavar="[OVERRIDE]...", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Train a speech recogniser and measure it on voices that it never heard.
+
+    Without arguments this is the nano recipe: small towers with random weights, the corpus inside the package,
+    minutes on two CPU cores, no network. Other recipes: small, mac_minimal, stage1, projector_only, mosa, qwen3_8b,
+    archive/lora_decoder. Every key of the config can be set; a wrong one is refused with the nearest right one.
+
+    Ctrl-C finishes the step and saves; training.resume=true goes on from there.
+
+    Examples:
+
+      tiny-audio train
+
+      tiny-audio train training.max_steps=200 output_dir=outputs/short
+
+      tiny-audio train +experiments=stage1 training.learning_rate=1e-4
+
+      tiny-audio train +experiments=small data.train=recordings/manifest.jsonl
+
+      tiny-audio train output_dir=outputs/nano training.resume=true
+    """
+    from tiny_audio.train.config import compose_config
+
+    config = compose_config(overrides or [])  # a typo is answered before torch is imported
+
+    import shutil
+
+    from tiny_audio.evaluate.report import format_samples
+    from tiny_audio.train.parameters import print_parameter_table
+    from tiny_audio.train.run import run
+
+    print_parameter_table(config)
+    try:
+        result = run(config)
+    except KeyboardInterrupt:
+        typer.echo(
+            f"\nstopped; go on with: tiny-audio train ... output_dir={config.output_dir} training.resume=true",
+            err=True,
+        )
+        raise
+    metrics = result.metrics
+    low, high = metrics["wer_ci95"]
+    width = max(40, shutil.get_terminal_size((100, 24)).columns)
+    typer.echo(f"\n{format_samples(result.evaluation, 10, width)}\n")
+    typer.echo(
+        f"word error rate on {metrics['data']}: {100 * metrics['wer']:.1f}% (95% interval {100 * low:.1f} to {100 * high:.1f}%), "
+        f"{metrics['reference_words']:,} words in {metrics['num_samples']:,} clips"
+    )
+    typer.echo(
+        f"trained {metrics['steps']:,} steps on {metrics['audio_hours']:.1f} h of audio in {metrics['train_seconds'] / 60:.1f} minutes"
+    )
+    if result.previous_run is not None:
+        typer.echo(f"the earlier run is kept in {result.previous_run}")
+    typer.echo(
+        f"model: {result.model_folder}   figures: {result.folder / 'metrics.json'}   curve: {result.folder / 'loss.png'}"
+    )
+    typer.echo(f"next:  tiny-audio transcribe {result.model_folder} my.wav")

@@ -1,0 +1,123 @@
+"""How many parameters each part of a run has and trains, counted on the meta device: no weight is loaded or made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+from tiny_audio import facts
+from tiny_audio.errors import UserError
+from tiny_audio.hub.asr_checkpoint import load_tokenizer
+from tiny_audio.hub.asr_config import TinyAudioConfig
+from tiny_audio.hub.asr_lora import LORA_MARK
+from tiny_audio.hub.asr_modeling import TinyAudioForConditionalGeneration
+from tiny_audio.hub.asr_processing import add_audio_token
+from tiny_audio.train.build import byte_tokenizer, describe, freeze
+from tiny_audio.train.config import resolve_model_path
+
+# Where a parameter's name starts -> the part it is counted in. LoRA weights get a row of their own.
+PARTS = {
+    "model.audio_tower.": "encoder",
+    "model.multi_modal_projector.": "projector",
+    "model.language_model.": "decoder",
+    "lm_head.": "decoder",
+}
+LOSS_HEADS = "CTC heads"  # the rest: alignment head and blank of the embedding loss
+ORDER = ("encoder", "encoder LoRA", "projector", LOSS_HEADS, "decoder", "decoder LoRA")
+
+
+@dataclass(frozen=True)
+class PartParameters:
+    part: str
+    parameters: int
+    trainable: int
+
+
+def parameter_table(config: DictConfig) -> list[PartParameters]:
+    """The parts of the model that `config` describes, with their sizes, and "total" as the last row.
+
+    Raises:
+        UserError: the architecture of a named model is neither in a local folder, in our facts, nor on a hub that answers.
+    """
+    with torch.device("meta"):
+        model = TinyAudioForConditionalGeneration(_architecture(config))
+    freeze(model, config.model.freeze_encoder, config.model.freeze_decoder)
+    totals: dict[str, list[int]] = {}
+    for name, parameter in model.named_parameters():  # tied weights come once
+        part = next((part for prefix, part in PARTS.items() if name.startswith(prefix)), LOSS_HEADS)
+        part += " LoRA" if LORA_MARK in f".{name}" else ""
+        counts = totals.setdefault(part, [0, 0])
+        counts[0] += parameter.numel()
+        counts[1] += parameter.numel() if parameter.requires_grad else 0
+    rows = [PartParameters(part, *totals[part]) for part in ORDER if part in totals]
+    total = PartParameters("total", sum(row.parameters for row in rows), sum(row.trainable for row in rows))
+    return [*rows, total]
+
+
+def print_parameter_table(config: DictConfig, console: Console | None = None) -> None:
+    """Prints part, parameters, trainable ones and each part's share of those."""
+    rows = parameter_table(config)
+    table = Table(title="Parameters", title_justify="left")
+    table.add_column("part")
+    for heading in ("parameters", "trainable", "share of trainable"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        share = row.trainable / max(rows[-1].trainable, 1)
+        if row.part == "total":
+            table.add_section()
+        table.add_row(row.part, _in_words(row.parameters), _in_words(row.trainable), f"{share:.1%}")
+    (console or Console()).print(table)
+
+
+def _in_words(number: int) -> str:
+    """`121.6M`: three or four digits are what people compare."""
+    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.2f}B" if unit == "B" else f"{number / size:.1f}{unit}"
+    return str(number)
+
+
+def _architecture(config: DictConfig) -> TinyAudioConfig:
+    if config.init_from:
+        return TinyAudioConfig.from_pretrained(resolve_model_path(config.init_from))
+    settings = config.model
+    if settings.encoder_model_name:
+        audio_config = _named_config(settings.encoder_model_name, settings.encoder_revision)
+    else:
+        audio_config = _described_config(settings.encoder_config)
+    if settings.decoder_model_name:
+        text_config = _named_config(settings.decoder_model_name, settings.decoder_revision)
+    else:
+        text_config = _described_config(settings.decoder_config, vocab_size=_vocabulary_size(settings))
+    return describe(config, audio_config, text_config)
+
+
+def _named_config(name: str, revision: str | None) -> PreTrainedConfig:
+    """The model's own config where it lies on this machine, else our facts about it, else the hub's."""
+    path = resolve_model_path(name)
+    if path == name and not Path(path).is_dir() and name in facts.known_models():
+        return facts.model_config(name)
+    try:
+        return AutoConfig.from_pretrained(path, revision=revision)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot read the config of the model {name}: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _described_config(values: DictConfig, **fixed: Any) -> PreTrainedConfig:
+    arguments = {**OmegaConf.to_container(values, resolve=True), **fixed}
+    return CONFIG_MAPPING[arguments.pop("model_type")](**arguments)
+
+
+def _vocabulary_size(settings: DictConfig) -> int:
+    tokenizer = byte_tokenizer() if settings.tokenizer == "bytes" else load_tokenizer(settings.tokenizer)
+    add_audio_token(tokenizer)
+    return len(tokenizer)

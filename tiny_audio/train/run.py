@@ -1,0 +1,231 @@
+"""A whole run: config to data and model, training, the final evaluation, and everything that lands in the run's folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from tiny_audio.data.loader import TrainData
+from tiny_audio.data.source import Source
+from tiny_audio.data.sources import open_source, open_sources
+from tiny_audio.errors import UserError
+from tiny_audio.evaluate.normalize import default_normalizer
+from tiny_audio.evaluate.providers import TinyAudioProvider
+from tiny_audio.evaluate.report import metrics_record, write_results, write_samples
+from tiny_audio.evaluate.runner import EvalResult, evaluate, evaluate_batches, sample_indices
+from tiny_audio.train.build import build_model
+from tiny_audio.train.checkpoints import find_checkpoint, load_checkpoint
+from tiny_audio.train.config import config_to_yaml
+from tiny_audio.train.loop import Trainer
+from tiny_audio.train.progress import TrainingDisplay
+from tiny_audio.train.records import MetricsLog, draw_loss, prepare_folder, write_atomically
+from tiny_audio.train.trackers import Trackers
+
+logger = logging.getLogger(__name__)
+
+EVALUATION_BATCH_SIZE = 32
+NUM_SAMPLES_KEPT = 50
+
+
+@dataclass
+class RunResult:
+    """What a finished run has to show."""
+
+    folder: Path
+    model_folder: Path
+    metrics: dict[str, Any]
+    evaluation: EvalResult
+    previous_run: Path | None
+
+
+def run(config: DictConfig) -> RunResult:
+    """Trains what `config` describes and evaluates it on `data.test`.
+
+    Raises:
+        UserError: anything the user can mend.  KeyboardInterrupt: stopped by Ctrl-C, after saving a checkpoint.
+    """
+    folder = Path(config.output_dir).expanduser()
+    checkpoint = find_checkpoint(config.training.resume, folder / "checkpoints")
+    # All that can be wrong with the data is found before a model of gigabytes is built.
+    train_sources, dev = open_sources(config.data.train), open_source(_first(config.data.eval))
+    test = open_source(_first(config.data.test))
+    model, processor = build_model(config)
+    data = TrainData(
+        train_sources,
+        processor,
+        seed=config.seed,
+        batch_seconds=config.training.batch_seconds,
+        max_clips=config.training.per_device_train_batch_size,
+        num_workers=config.training.num_workers,
+        augmentation=config.augmentation,
+        min_seconds=config.data.min_seconds,
+        max_seconds=min(config.data.max_seconds, processor.max_seconds),
+        max_bad_fraction=config.data.max_bad_fraction,
+        clean_text=config.data.clean_text,
+    )
+    previous = prepare_folder(folder, resuming=checkpoint is not None)
+    write_atomically(folder / "config.yaml", config_to_yaml(config, provenance(model, train_sources)))
+    display = TrainingDisplay(config.training.max_steps)
+    for note in data.summary():
+        display.note(note)
+    with Trackers(config, folder) as trackers, display:
+        trainer = Trainer(
+            config, model, data, folder, report=lambda line: _report(line, log, display, trackers)
+        )
+        if checkpoint is not None:
+            trainer.progress = load_checkpoint(checkpoint, trainer.bare_model, trainer.optimizer)
+            display.note(f"going on from {checkpoint}, step {trainer.progress.step}")
+        trainer.evaluate = DevEvaluation(trainer, processor, dev, config.training.eval_samples)
+        log = MetricsLog(folder / "metrics.jsonl", trainer.progress.step)
+        try:
+            progress = trainer.run()
+        finally:
+            draw_loss(folder, f"Tiny Audio: {folder.name}")
+    return _finish(config, trainer, processor, test, folder, previous, progress)
+
+
+def _report(line: dict[str, Any], log: MetricsLog, display: TrainingDisplay, trackers: Trackers) -> None:
+    log.write(line)
+    display.show(line)
+    trackers.log(line)
+
+
+def _finish(
+    config: DictConfig,
+    trainer: Trainer,
+    processor: Any,
+    test: Source,
+    folder: Path,
+    previous: Path | None,
+    progress: Any,
+) -> RunResult:
+    model = trainer.bare_model.eval()
+    model_folder = folder / "model"
+    save_model(model, processor, model_folder)
+    result = evaluate(
+        TinyAudioProvider(model, processor),
+        test,
+        model_name=str(model_folder),
+        batch_size=EVALUATION_BATCH_SIZE,
+        show_progress=True,
+    )
+    write_results(result, folder)
+    metrics = {
+        **metrics_record(result),
+        "train_seconds": progress.train_seconds,
+        "steps": progress.step,
+        "audio_hours": progress.audio_seconds / 3600,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "hardware": hardware(),
+    }
+    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    return RunResult(folder, model_folder, metrics, result, previous)
+
+
+def save_model(model: Any, processor: Any, folder: Path) -> None:
+    """Writes a loadable model folder beside its final name and renames it. Raises UserError when the disk is full."""
+    import shutil
+
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"cannot write the model to {folder}: {error.strerror or error}") from error
+
+
+class DevEvaluation:
+    """The word error rate of the model in training on a fixed sample of the dev set, read and prepared once."""
+
+    def __init__(self, trainer: Trainer, processor: Any, source: Source, num_samples: int):
+        self.trainer, self.processor, self.folder = trainer, processor, trainer.folder
+        rows = source.utterances()
+        self.normalizer = default_normalizer(source.name, (row.text for row in rows))
+        clips = []
+        for index in sample_indices(len(rows), num_samples):
+            try:
+                clips.append((source.read(rows[index], max_seconds=processor.max_seconds), rows[index].text))
+            except (
+                ValueError
+            ) as error:  # audio that cannot be used; the final evaluation counts such clips as wrong
+                logger.warning("left out of the dev evaluations: %s", error)
+        clips.sort(key=lambda clip: len(clip[0]))
+        self.batches = [
+            ([waveform for waveform, _ in part], [text for _, text in part])
+            for part in (
+                clips[i : i + EVALUATION_BATCH_SIZE] for i in range(0, len(clips), EVALUATION_BATCH_SIZE)
+            )
+        ]
+
+    def __call__(self) -> dict[str, float]:
+        if not self.batches:
+            return {}
+        recogniser = TinyAudioProvider(self.trainer.bare_model, self.processor)
+        metrics, pairs = evaluate_batches(recogniser.transcribe, self.batches, self.normalizer)
+        write_samples(
+            self.folder / "samples.txt",
+            pairs[:NUM_SAMPLES_KEPT],
+            self.normalizer,
+            heading=f"dev set after step {self.trainer.progress.step}: WER {metrics.wer:.4f}",
+        )
+        return {"dev_wer": metrics.wer, "dev_cer": metrics.cer}
+
+
+def _first(sources: Any) -> str:
+    return sources if isinstance(sources, str) else sources[0]
+
+
+def provenance(model: Any, sources: list[Source]) -> dict[str, Any]:
+    """What else decides a run: versions, data revisions and the bases it starts from."""
+    packages = ("torch", "transformers", "peft", "accelerate", "numpy")
+    return {
+        "git_hash": git_hash(),
+        "data_revisions": {source.name: source.revision for source in sources},
+        "encoder_base": model.config.encoder_base,
+        "decoder_base": model.config.decoder_base,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+        "hardware": hardware(),
+    }
+
+
+def git_hash() -> str | None:
+    """The commit of the code, with `-dirty` behind it when files differ from it; None outside a repository."""
+    command = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=12",
+        "--exclude=*",
+    ]
+    try:
+        return (
+            subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+            or None
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def hardware() -> str:
+    """The device in words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"

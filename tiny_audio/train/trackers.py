@@ -1,0 +1,79 @@
+"""Trackers besides metrics.jsonl: TensorBoard in the run's folder, or Weights & Biases when its key is set."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from tiny_audio.errors import UserError
+
+
+class TensorBoardTracker:
+    def __init__(self, config: DictConfig, folder: Path):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class WandbTracker:
+    def __init__(self, config: DictConfig, folder: Path):
+        import wandb
+
+        settings: Any = OmegaConf.to_container(config, resolve=True)
+        self.run = wandb.init(project="tiny-audio", name=folder.name, dir=str(folder), config=settings)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self.run.log(values, step=step)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+# name -> (class, module it needs)
+TRACKERS = {"tensorboard": (TensorBoardTracker, "tensorboard"), "wandb": (WandbTracker, "wandb")}
+
+
+def choose_tracker(name: str) -> str | None:
+    """The tracker that `training.tracker` means. Raises UserError when its package is missing."""
+    if name == "none":
+        return None
+    if name == "auto":
+        if os.environ.get("WANDB_API_KEY") and find_spec("wandb"):
+            return "wandb"
+        return "tensorboard" if find_spec("tensorboard") else None
+    if find_spec(TRACKERS[name][1]) is None:
+        raise UserError(
+            f"training.tracker={name} needs a package that is missing: pip install 'tiny-audio[{name}]'"
+        )
+    return name
+
+
+class Trackers:
+    """The chosen tracker, or none; every number of a line of metrics goes to it."""
+
+    def __init__(self, config: DictConfig, folder: Path):
+        name = choose_tracker(config.training.tracker)
+        self.tracker = TRACKERS[name][0](config, folder) if name else None
+
+    def __enter__(self) -> Trackers:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.tracker is not None:
+            self.tracker.close()
+
+    def log(self, line: dict[str, Any]) -> None:
+        if self.tracker is not None:
+            numbers = {name: value for name, value in line.items() if name != "step"}
+            self.tracker.log(line["step"], numbers)
