@@ -3,6 +3,7 @@ import io
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,11 @@ def run_python(*arguments: str, **options: object) -> subprocess.CompletedProces
         env=environment,
         **options,
     )
+
+
+@pytest.fixture(autouse=True)
+def tracebacks_are_kept_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 @pytest.fixture
@@ -165,7 +171,6 @@ def test_a_value_error_of_ours_is_meant_for_the_user_and_others_are_not(
     message = error_of(capsys)
     kept = Path(message.rsplit("its traceback: ", 1)[1].strip().rstrip(")"))
     assert "json.loads" in kept.read_text(encoding="utf-8")
-    kept.unlink()
 
 
 def test_debug_shows_the_traceback_wherever_it_stands(

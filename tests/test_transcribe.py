@@ -129,10 +129,12 @@ def test_json_has_a_line_for_every_file(listener: Listener, capsys: pytest.Captu
 def test_standard_input(
     listener: Listener, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(Path("c.wav").read_bytes())))
+    monkeypatch.setattr(
+        sys, "stdin", io.TextIOWrapper(io.BytesIO(Path("c.wav").read_bytes()), encoding="utf-8")
+    )
     assert main(["transcribe", "model", "-"]) == 0
     assert capsys.readouterr() == ("six\n", "")
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b""), encoding="utf-8"))
     assert main(["transcribe", "model", "-"]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.startswith("error: -: ")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,6 +62,7 @@ def test_word_times_are_in_order_inside_the_clip_and_match_the_text() -> None:
     timed = [entry for entry in ALL if entry.words is not None]
     assert len(timed) > 0.9 * len(ALL)
     for entry in timed:
+        assert entry.words is not None
         assert [word for word, _, _ in entry.words] == entry.text.split()
         edges = [edge for _, start, end in entry.words for edge in (start, end)]
         assert edges == sorted(edges), entry.id
@@ -110,11 +112,11 @@ def test_the_order_of_reading_does_not_matter() -> None:
 
 
 def test_unknown_split_is_named_with_the_splits_there_are() -> None:
-    with pytest.raises(UserError, match='no split "tset".*"test".*train, dev, test'):
+    with pytest.raises(UserError, match=r'no split "tset".*"test".*train, dev, test'):
         corpus.read_index("tset")
 
 
-def test_a_damaged_file_is_reported(tmp_path, monkeypatch) -> None:
+def test_a_damaged_file_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "digits.zip").write_bytes(b"PK nothing")
     monkeypatch.setattr(corpus, "PATH", tmp_path / "digits.zip")
     corpus._entries.cache_clear()

@@ -1,3 +1,4 @@
+import errno
 import json
 from pathlib import Path
 
@@ -5,6 +6,7 @@ import pytest
 
 from tests.evaluate.listener import Listener, write_manifest
 from tiny_audio.data.sources import open_source
+from tiny_audio.evaluate import report
 from tiny_audio.evaluate.report import (
     aligned_lines,
     format_samples,
@@ -123,6 +125,18 @@ def test_a_write_that_fails_leaves_what_was_there(result: EvalResult, tmp_path: 
         )
     assert sorted(path.name for path in (tmp_path / "results").iterdir()) == sorted(before)
     assert (tmp_path / "results" / "results.txt").read_bytes() == before["results.txt"]
+
+
+def test_a_full_disk_leaves_no_folder_behind(
+    result: EvalResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_to_a_full_disk(contents: dict[Path, str]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(report, "write_files", write_to_a_full_disk)
+    with pytest.raises(OSError, match=r"No space left on device: '.*results'"):
+        write_results(result, tmp_path / "results")
+    assert not (tmp_path / "results").exists()
 
 
 def test_a_file_name_that_is_not_unicode_does_not_cost_the_report(tmp_path: Path) -> None:

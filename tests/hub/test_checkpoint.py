@@ -16,7 +16,16 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
-from tests.tiny_models import LLAMA, WHISPER, architecture, examples, noise, randomize, tiny_config, tiny_model
+from tests.tiny_models import (
+    LLAMA,
+    WHISPER,
+    architecture,
+    examples,
+    noise,
+    randomize,
+    tiny_config,
+    tiny_model,
+)
 from tiny_audio.hub.asr_checkpoint import WEIGHTS_FILE, fingerprint, load_model, merge
 from tiny_audio.hub.asr_losses import LossWeights
 from tiny_audio.hub.asr_pipeline import transcribe_waveforms
@@ -46,9 +55,21 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of base models as a hub would have them: a whole Whisper and a causal LM with its tokenizer."""
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(7)
-    whisper = architecture({**WHISPER, "vocab_size": 60, "decoder_layers": 1, "decoder_ffn_dim": 32, "decoder_attention_heads": 2,
-                            "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1,
-                            "suppress_tokens": None, "begin_suppress_tokens": None})
+    whisper = architecture(
+        {
+            **WHISPER,
+            "vocab_size": 60,
+            "decoder_layers": 1,
+            "decoder_ffn_dim": 32,
+            "decoder_attention_heads": 2,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "decoder_start_token_id": 1,
+            "suppress_tokens": None,
+            "begin_suppress_tokens": None,
+        }
+    )
     WhisperForConditionalGeneration(whisper).save_pretrained(folder / "acme/whisper-pico")
     WhisperFeatureExtractor(feature_size=80).save_pretrained(folder / "acme/whisper-pico")
     tokenizer = byte_tokenizer()
@@ -59,12 +80,21 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def adapter_model(bases: Path, monkeypatch: pytest.MonkeyPatch, decoder: str = "acme/lm-tied") -> tuple[Any, Any]:
+def adapter_model(
+    bases: Path, monkeypatch: pytest.MonkeyPatch, decoder: str = "acme/lm-tied"
+) -> tuple[Any, Any]:
     """Frozen bases named by id, LoRA on both, everything trainable away from its start."""
     monkeypatch.setenv("TINY_AUDIO_MODELS", str(bases))
     config = tiny_config("ctc.embedding_weight=0.1")
-    config.model.update({"encoder_model_name": "acme/whisper-pico", "decoder_model_name": decoder, "tokenizer": None,
-                         "freeze_encoder": True, "freeze_decoder": True})
+    config.model.update(
+        {
+            "encoder_model_name": "acme/whisper-pico",
+            "decoder_model_name": decoder,
+            "tokenizer": None,
+            "freeze_encoder": True,
+            "freeze_decoder": True,
+        }
+    )
     config.encoder_lora.r = 4
     config.peft.update({"peft_method": "lora", "r": 4})
     model, processor = build_model(config)
@@ -87,7 +117,9 @@ def test_adapter_holds_no_base_weight_and_reloads_bit_equal(
     model, processor = adapter_model(bases, monkeypatch, decoder)
     folder = save(model, processor, tmp_path / "m")
     names = set(load_file(folder / WEIGHTS_FILE))
-    assert all("lora_" in n or "projector" in n or n.startswith(("ctc_head", "embedding_ctc")) for n in names), names
+    assert all(
+        "lora_" in n or "projector" in n or n.startswith(("ctc_head", "embedding_ctc")) for n in names
+    ), names
     assert not (folder / "adapter_config.json").exists()
     raw = json.loads((folder / "config.json").read_text())
     assert raw["encoder_base"]["name"] == "acme/whisper-pico", "the id is recorded, not the local folder"
@@ -117,7 +149,9 @@ def test_another_base_is_noticed(
         os.symlink(bases / "acme" / name, other / name)
     torch.manual_seed(8)
     os.unlink(other / "lm-tied")
-    AutoModelForCausalLM.from_config(architecture({**LLAMA, "vocab_size": 259})).save_pretrained(other / "lm-tied")
+    AutoModelForCausalLM.from_config(architecture({**LLAMA, "vocab_size": 259})).save_pretrained(
+        other / "lm-tied"
+    )
     monkeypatch.setenv("TINY_AUDIO_MODELS", str(tmp_path / "models"))
     logger = logging.getLogger("transformers")
     monkeypatch.setattr(logger, "propagate", True)
@@ -216,7 +250,11 @@ def test_checkpoint_works_where_the_package_is_not_installed(
     environment.pop("PYTHONPATH", None)
     done = subprocess.run(
         [sys.executable, "-c", ISLAND, str(folder)],
-        capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert f"RESULT {[expected, expected]}" in done.stdout

@@ -10,7 +10,9 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -96,7 +98,7 @@ class Espeak:
         self.callback = _ESPEAK_CALLBACK(self._collect)  # kept: the library holds only the pointer
         self.library.espeak_SetSynthCallback(self.callback)
 
-    def _collect(self, samples, count: int, events) -> int:
+    def _collect(self, samples: Any, count: int, events: Any) -> int:
         if count > 0 and samples:
             self.chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
         index = 0
@@ -177,7 +179,8 @@ def speak_festival(voice: str, words: list[str], separator: str, settings: dict[
         if "pitch" in settings:
             mean, spread = settings["pitch"], settings["pitch"] * 0.13
             lines.append(
-                f"(set! int_lr_params '((target_f0_mean {mean}) (target_f0_std {spread}) (model_f0_mean 170) (model_f0_std 34)))"
+                f"(set! int_lr_params '((target_f0_mean {mean}) (target_f0_std {spread})"
+                " (model_f0_mean 170) (model_f0_std 34)))"
             )
         lines += [
             f"(set! utterance (utt.synth (eval (list 'Utterance 'Text \"{separator.join(words)}.\"))))",
@@ -227,7 +230,7 @@ class Piper:
 
 
 @functools.cache
-def speaker(engine: str):
+def speaker(engine: str) -> Callable[..., Recording]:
     """The `speak` function of an engine, loaded once a process."""
     return {
         "espeak": lambda: Espeak().speak,

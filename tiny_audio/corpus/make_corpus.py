@@ -1,6 +1,6 @@
 """Makes the embedded corpus of spoken digit strings.
 
-    python -m tiny_audio.corpus.make_corpus --out tiny_audio/corpus/digits.zip [--utterances 5000] [--seed 0]
+    python -m tiny_audio.corpus.make_corpus --out tiny_audio/corpus/digits.zip [--utterances 4500] [--seed 0]
         [--engines espeak,flite,...] [--kokoro-styles DIR] [--blends 16] [--cache DIR] [--processes 2]
 
 Needs the engines that it names when they are missing, and `pip install pyworld`. What the engines say goes to a
@@ -75,7 +75,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         prog="python -m tiny_audio.corpus.make_corpus", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--out", type=Path, required=True, help="the zip to write")
-    parser.add_argument("--utterances", type=int, default=5000, help="how many clips in all (default 5000)")
+    parser.add_argument("--utterances", type=int, default=4500, help="how many clips in all (default 4500)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--engines", default="espeak,flite,festival,piper,kokoro", help="comma-separated")
     parser.add_argument("--kokoro-styles", type=Path, default=Path("node_modules/kokoro-js/voices"))
@@ -89,7 +89,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def share(table: list[voices.Voice], utterances: int) -> dict[str, int]:
     """Voice id -> number of clips, by the weights of the voices within the share of their split."""
-    counts = {}
+    counts: dict[str, int] = {}
     for split in voices.SPLITS:
         portion = utterances * SHARES.get(split, 1 - sum(SHARES.values()))
         members = [voice for voice in table if voice.split == split]

@@ -34,7 +34,7 @@ class Recording:
 
 def envelope(audio: np.ndarray, sampling_rate: int, step: float = 0.005) -> np.ndarray:
     """Root mean square of every `step` seconds, (steps,)."""
-    size = int(round(step * sampling_rate))
+    size = round(step * sampling_rate)
     frames = audio[: len(audio) // size * size].reshape(-1, size)  # (samples,) -> (steps, size)
     return np.sqrt((frames.astype(np.float64) ** 2).mean(axis=1))
 

@@ -85,7 +85,8 @@ ESPEAK_TRAIN = (
 def table(blends: int) -> list[Voice]:
     """All voices, with `blends` mixtures of Kokoro's training styles added to the training split."""
     voices = []
-    for split, names in (("train", KOKORO_TRAIN), ("dev", KOKORO_DEV), ("test", KOKORO_TEST)):
+    styles: dict[str, tuple[str, ...]] = {"train": KOKORO_TRAIN, "dev": KOKORO_DEV, "test": KOKORO_TEST}
+    for split, names in styles.items():
         for name in names:
             weight = KOKORO_WEIGHTS.get(name, 1.0)
             accents = ACCENTS_BY_LANGUAGE[name[0]]
@@ -98,14 +99,15 @@ def table(blends: int) -> list[Voice]:
             Voice(f"{engine}-{name}", speaker, engine, name, split, 0.7) for name, speaker, split in rows
         ]
     voices.append(Voice("piper-joe", "joe", "piper", "joe", "train", 1.2))
-    for split, names in (("train", ESPEAK_TRAIN), ("dev", ESPEAK_DEV), ("test", ESPEAK_TEST)):
+    espeak: dict[str, tuple[str, ...]] = {"train": ESPEAK_TRAIN, "dev": ESPEAK_DEV, "test": ESPEAK_TEST}
+    for split, names in espeak.items():
         weight = 0.45 if split == "train" else 1.0
         voices += [Voice(f"espeak-{name}", f"espeak-{name}", "espeak", name, split, weight) for name in names]
     return voices
 
 
 def _blends(count: int) -> list[Voice]:
-    """Two or three styles of one sex: across the sexes the mean is a third, sexless voice, also of use, but rarer."""
+    """Two or three styles of one sex; now and then of any, which gives a voice between the sexes."""
     rng = random.Random("blends")
     groups = {sex: [name for name in KOKORO_TRAIN if name[1] == sex] for sex in "mf"}
     voices = []

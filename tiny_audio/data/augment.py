@@ -1,8 +1,8 @@
 """Augmentation: each epoch a clip is heard as another person, room, microphone and line might have given it.
 
-Everything is drawn from (seed, epoch, utterance id) and from nothing else, so a clip sounds the same whichever
-process or batch it falls into. Room, noise and microphone share one FFT: on one core the whole chain costs a few
-milliseconds a second of audio.
+Everything is drawn from (seed, epoch, utterance id) and from nothing else, so a clip sounds the same
+whichever process or batch it falls into. Room, noise and microphone share one FFT: on one core the whole
+chain costs a few milliseconds a second of audio.
 
 Legend: S samples, K frequencies of the FFT, M mel bins, L feature frames.
 """
@@ -25,7 +25,7 @@ from tiny_audio.hub.asr_audio import SAMPLING_RATE
 
 Range = tuple[float, float]
 
-# Streams of the random numbers of one clip: adding a kind of augmentation then leaves the others as they were.
+# Streams of the random numbers of one clip: a new kind of augmentation leaves the others as they were.
 SPEED_STREAM, SPLICE_STREAM, WAVEFORM_STREAM, FEATURE_STREAM = range(4)
 
 NOISE_SLOPE_RANGE = (
@@ -54,9 +54,10 @@ LARGEST_TIME_MASK_SHARE = 0.2  # of the clip, so that a mask never swallows a wh
 class Augmentation:
     """What may happen to a clip; the keys of ``augmentation`` in the config. By default nothing does.
 
-    Ranges are drawn from uniformly. `speed` resamples (pitch and tempo together), `tempo` leaves the pitch as it is,
-    `equalizer_db` is the spread of a smooth random frequency response, `frequency_warp` stretches the mel axis as
-    another vocal tract length would. Masks are those of SpecAugment (https://arxiv.org/abs/1904.08779).
+    Ranges are drawn from uniformly. `speed` resamples (pitch and tempo together), `tempo` leaves the pitch as
+    it is, `equalizer_db` is the spread of a smooth random frequency response, `frequency_warp` stretches the
+    mel axis as another vocal tract length would. Masks are those of SpecAugment
+    (https://arxiv.org/abs/1904.08779).
     """
 
     speed: Range = (1.0, 1.0)
@@ -98,7 +99,7 @@ class Augmentation:
         return self.speed_probability > 0 or self.tempo_probability > 0
 
 
-# Random numbers ---------------------------------------------------------------------------------------------------
+# Random numbers ---------------------------------------------------------------------------------------------
 
 
 def clip_generator(seed: int, epoch: int, key: int, stream: int) -> np.random.Generator:
@@ -110,7 +111,8 @@ def clip_generator(seed: int, epoch: int, key: int, stream: int) -> np.random.Ge
 def hashed_uniform(seed: int, epoch: int, keys: np.ndarray, stream: int, draw: int) -> np.ndarray:
     """Numbers in [0, 1) for many clips at once, each a function of (seed, epoch, key, stream, draw) alone.
 
-    SplitMix64 (https://prng.di.unimi.it/splitmix64.c) over the key: the planner computes ten million of them in a second.
+    SplitMix64 (https://prng.di.unimi.it/splitmix64.c) over the key: the planner computes ten million of them
+    in a second.
     """
     salt = np.random.SeedSequence([seed, epoch, stream, draw]).generate_state(1, np.uint64)[0]
     with np.errstate(over="ignore"):
@@ -131,8 +133,8 @@ def draw_rates(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Speed and tempo factors of many clips: float64 (rows,) each; above 1 is faster.
 
-    The planner needs them because they decide how long a clip is; one that would outgrow `max_seconds` is
-    slowed down no further than that.
+    The planner needs them because they decide how long a clip is; one that would outgrow `max_seconds`
+    keeps its length.
     """
     factors = []
     for draw, (bounds, probability) in enumerate(
@@ -147,14 +149,12 @@ def draw_rates(
         )
         factors.append(np.where(chosen, value.round(3), 1.0))
     speed, tempo = factors
-    lowest = np.minimum(seconds / max_seconds, 1.0)
-    # The small margin keeps rounding to whole samples below the limit.
-    speed = np.maximum(speed, lowest * 1.0001 * (lowest > 0.5))
-    tempo = np.maximum(tempo, lowest / speed * 1.0001 * (lowest > 0.5))
-    return speed, np.where(seconds / speed / tempo > max_seconds, np.maximum(tempo, 1.0), tempo)
+    # The margin keeps rounding to whole samples below the limit.
+    too_long = seconds / speed / tempo > max_seconds - 0.01
+    return np.where(too_long, 1.0, speed), np.where(too_long, 1.0, tempo)
 
 
-# Waveforms --------------------------------------------------------------------------------------------------------
+# Waveforms --------------------------------------------------------------------------------------------------
 
 
 def augment_waveform(
@@ -197,8 +197,8 @@ def change_speed(waveform: np.ndarray, factor: float) -> np.ndarray:
 def change_tempo(waveform: np.ndarray, factor: float) -> np.ndarray:
     """Speak `factor` times as fast at the same pitch: (S,) to about (S / factor,).
 
-    Waveform-similarity overlap-add (Verhelst and Roelands, 1993): frames are laid down at an even pace and taken
-    from where, within a pitch period of the wanted place, they continue the previous one best.
+    Waveform-similarity overlap-add (Verhelst and Roelands, 1993): frames are laid down at an even pace and
+    taken from where, within a pitch period of the wanted place, they continue the previous one best.
     """
     half = 320  # 20 ms: a frame holds at least two pitch periods of a low voice
     reach = 54  # coarse samples, 10 ms: one pitch period at 100 Hz
@@ -257,7 +257,7 @@ def random_band(generator: np.random.Generator, telephone: bool) -> np.ndarray:
 
 
 def band_curve(low_hz: float, high_hz: float) -> np.ndarray:
-    """The gain on `CURVE_HZ` of a filter that passes `low_hz` to `high_hz`, with skirts of a tenth of each edge."""
+    """The gain on `CURVE_HZ` of a band-pass filter with soft skirts."""
     gain = np.clip((1.1 * high_hz - CURVE_HZ) / (0.1 * high_hz), 0.0, 1.0)
     if low_hz > 0:
         gain = gain * np.clip((CURVE_HZ - 0.5 * low_hz) / (0.5 * low_hz), 0.0, 1.0)
@@ -265,7 +265,7 @@ def band_curve(low_hz: float, high_hz: float) -> np.ndarray:
 
 
 def random_noise_color(generator: np.random.Generator) -> np.ndarray:
-    """The amplitude of a random noise on `CURVE_HZ`: a slope from white to brown, with bumps as real noises have."""
+    """The amplitude of a random noise on `CURVE_HZ`: white to brown, with bumps as real noises have."""
     slope = generator.uniform(*NOISE_SLOPE_RANGE)
     return np.maximum(CURVE_HZ, 60.0) ** (-slope / 2) * random_equalizer(generator, 4.0)
 
@@ -278,7 +278,7 @@ def filter_and_add_noise(
     microphone_curve: np.ndarray | None,
     generator: np.random.Generator,
 ) -> np.ndarray:
-    """(speech * room + noise) * microphone, in one FFT. `snr_db` is that of the whole clip at the microphone."""
+    """(speech * room + noise) * microphone, in one FFT; `snr_db` is that of the whole clip."""
     length = len(waveform)
     fft_length = fast_fft_length(length + (0 if room is None else len(room)))
     spectrum = np.fft.rfft(waveform, fft_length)  # (K,) complex64
@@ -289,7 +289,7 @@ def filter_and_add_noise(
     if noise_curve is not None:
         noise = generator.standard_normal(2 * num_frequencies, dtype=np.float32).view(np.complex64)
         noise *= np.interp(frequencies, CURVE_HZ, noise_curve).astype(np.float32)
-        # Parseval: mean power a sample from the spectrum; the speech fills `length` samples, the noise all of them.
+        # Parseval: mean power a sample; the speech fills `length` samples, the noise all of them.
         noise_power = 2.0 * float(np.vdot(noise, noise).real) / fft_length**2
         speech_power = max(float(np.vdot(waveform, waveform)) / length, 1e-8)
         noise *= np.float32(math.sqrt(speech_power / noise_power * 10.0 ** (-snr_db / 10.0)))
@@ -313,7 +313,7 @@ def fast_fft_length(length: int) -> int:
     return best
 
 
-# Features ---------------------------------------------------------------------------------------------------------
+# Features ---------------------------------------------------------------------------------------------------
 
 
 def augment_features(

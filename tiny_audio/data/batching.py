@@ -1,8 +1,8 @@
 """The order of batches: a pure function of (metadata, seed, epoch).
 
 Rows of similar length go into one batch, so that little of it is padding; the batch takes as many rows as its
-budget of seconds holds. Where rows lie in groups that are cheap to read together (row groups of parquet shards), rows
-are mixed inside a window of groups: reading stays local and memory is bounded by the window.
+budget of seconds holds. Where rows lie in groups that are cheap to read together (row groups of parquet
+shards), rows are mixed inside a window of groups: reading stays local and memory is bounded by the window.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _sort_by_length(
     blurred = np.log(np.maximum(seconds, 1e-3)) + generator.uniform(-LENGTH_JITTER, LENGTH_JITTER, num_rows)
     bucket = np.floor(blurred / step + generator.random())
     tokens = (token_counts + 1.0) * np.exp(generator.uniform(-LENGTH_JITTER, LENGTH_JITTER, num_rows))
-    # Tokens rise in one bucket and fall in the next: a batch across the border of two then holds similar texts.
+    # Tokens rise in one bucket and fall in the next: a batch across a border holds similar texts.
     return np.lexsort([np.where(bucket % 2 == 0, tokens, -tokens), bucket])
 
 

@@ -1,7 +1,8 @@
-"""Reads the spoken-digit corpus that lies inside the package (`tiny_audio/corpus/digits.zip`, made by `make_corpus.py`).
+"""Reads the spoken-digit corpus that lies inside the package, `tiny_audio/corpus/digits.zip`.
 
-The file is a zip with `index.jsonl` (a line a clip) and Ogg Opus streams, each of which holds the clips of one
-voice and band one after another. libsndfile decodes them; nothing else is needed.
+`tiny_audio/corpus/make_corpus.py` made it. It is a zip with `index.jsonl` (a line a clip) and Ogg Opus streams,
+each of which holds the clips of one voice and band one after another. libsndfile decodes them; nothing else is
+needed.
 """
 
 from __future__ import annotations

@@ -58,8 +58,9 @@ class FolderSource(FileSource):
         audio = [path for path in files if path.suffix.lower() in AUDIO_SUFFIXES]
         if not audio and not lists:
             raise UserError(
-                f"{name}: no audio in this folder; it should hold audio files ({', '.join(sorted(AUDIO_SUFFIXES))}) "
-                "with a .txt of the same name beside each, a manifest.jsonl, or .parquet files"
+                f"{name}: no audio in this folder; it should hold audio files "
+                f"({', '.join(sorted(AUDIO_SUFFIXES))}) with a .txt of the same name beside each, "
+                "a manifest.jsonl, or .parquet files"
             )
         if lists:
             self._scan_transcript_lists(folder, audio, lists)

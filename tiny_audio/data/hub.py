@@ -24,8 +24,8 @@ def parse_hub_name(name: str) -> tuple[str, str | None, str]:
 def open_hub_source(name: str) -> ParquetSource:
     """Open a split of a hub data set.
 
-    A copy under the folder that ``TINY_AUDIO_MODELS`` names (``$TINY_AUDIO_MODELS/ORGANISATION/NAME``) is used
-    instead of the hub. Shards on the hub are read where they lie, a row group at a time.
+    A copy under the folder that ``TINY_AUDIO_MODELS`` names (``$TINY_AUDIO_MODELS/ORGANISATION/NAME``) is
+    used instead of the hub. Shards on the hub are read where they lie, a row group at a time.
 
     Raises:
         UserError: no such set, config or split, no parquet in it, or the hub cannot be reached.
@@ -59,8 +59,8 @@ def _resolve_files(place: str, config: str | None, split: str, name: str) -> lis
         HfHubHTTPError,
     ) as error:  # no network: requests', httpx' and the hub's errors end up here
         raise UserError(
-            f"{name}: the hub cannot be reached ({' '.join(str(error).split())[:200]}); on a machine without network put a "
-            f"copy of the data set at $TINY_AUDIO_MODELS/{place}"
+            f"{name}: the hub cannot be reached ({' '.join(str(error).split())[:200]}); "
+            f"on a machine without network put a copy of the data set at $TINY_AUDIO_MODELS/{place}"
         ) from error
     except ValueError as error:  # an unknown config: datasets lists the known ones
         raise UserError(f"{name}: {' '.join(str(error).split())}") from error

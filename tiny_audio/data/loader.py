@@ -1,7 +1,8 @@
-"""From sources to batches: filters rows, plans epochs, and lets stateless workers decode, augment and collate.
+"""From sources to batches: filters rows, plans epochs, lets stateless workers decode, augment and collate.
 
-The main process decides everything (which rows, how fast, spliced from what); a worker is handed a finished list and returns
-a batch. So the batches of (epoch, batch number) are the same for every number of workers, and after every restart.
+The main process decides everything (which rows, how fast, spliced from what); a worker is handed a finished
+list and returns a batch. So the batches of (epoch, batch number) are the same for every number of workers,
+and after every restart.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -92,7 +93,7 @@ class TrainData:
         num_workers: processes that decode and augment; 0: this one does.
         augmentation: the ``augmentation`` part of the config, or an `Augmentation`; None: none.
         min_seconds, max_seconds: shorter and longer clips are left out and reported.
-        max_bad_fraction: share of rows that may be unusable before `UserError` stops the run (at least 3 rows may).
+        max_bad_fraction: share of rows that may be unusable (at least 3 rows) before the run stops.
         clean_text: apply `clean_transcript`.
 
     Attributes:
@@ -169,15 +170,14 @@ class TrainData:
 
     def padding_share(self, epoch: int) -> float:
         """The share of the epoch's padded seconds that is padding."""
-        _, plan, rates, lengths, _ = self._plan(epoch)
+        _, plan, _, lengths, _ = self._plan(epoch)
         return plan.padding_share(lengths)
 
     def summary(self) -> list[str]:
         """Lines for people: what is trained on, and what was left out and why."""
-        lines = [
-            f"training data: {self.num_clips:,} clips, {self.hours:.2f} hours of {self._name}; "
-            f"{self.num_batches(0):,} batches an epoch, {self.padding_share(0):.1%} of them padding"
-        ]
+        content = f"{self.num_clips:,} clips, {self.hours:.2f} hours of {self._name}"
+        batches = f"{self.num_batches(0):,} batches an epoch, {self.padding_share(0):.1%} of them padding"
+        lines = [f"training data: {content}; {batches}"]
         lines += [_left_out_line(reason, names) for reason, names in sorted(self.left_out.items())]
         if self._problems:
             lines.append(_left_out_line("unusable", [str(problem) for problem in self.problems]))
@@ -186,8 +186,8 @@ class TrainData:
     def batches(self, epoch: int, start_batch: int = 0) -> Iterator[dict[str, Any]]:
         """The batches of `epoch` from number `start_batch` on.
 
-        Each is ``processor.collate(...)`` with `audio_seconds` (float, as heard), `utterance_ids` (list of str), `epoch` and
-        `batch_index`: after a batch, the place to go on from is (epoch, batch_index + 1).
+        Each is ``processor.collate(...)`` with `audio_seconds` (float, as heard), `utterance_ids` (list of
+        str), `epoch` and `batch_index`: after a batch, the place to go on from is (epoch, batch_index + 1).
 
         Raises:
             UserError: more rows turned out unreadable than `max_bad_fraction` allows.
@@ -204,7 +204,7 @@ class TrainData:
                 continue
             yield {**loaded.batch, "epoch": epoch, "batch_index": loaded.index}
 
-    # What is trained on -----------------------------------------------------------------------------------------------
+    # What is trained on -------------------------------------------------------------------------------------
 
     def _scan(self, min_seconds: float, clean_text: bool) -> None:
         """Looks at the metadata of every row once and keeps about 30 bytes of it."""
@@ -248,7 +248,8 @@ class TrainData:
             return f"longer than data.max_seconds={self._max_seconds:g}"
         if seconds < min_seconds:
             return f"shorter than data.min_seconds={min_seconds:g}"
-        # An empty transcript says that there is no speech; one that clean-up emptied says that nobody wrote it down.
+        # An empty transcript says that there is no speech; one that clean-up emptied says that nobody wrote
+        # it down.
         if text.strip() and not cleaned:
             return "nothing but markup in the transcript"
         return None
@@ -256,10 +257,10 @@ class TrainData:
     def _check_problems(self) -> None:
         check_problems(self.problems, self._num_seen, self._max_bad_fraction, self._name)
 
-    # What an epoch consists of ----------------------------------------------------------------------------------------
+    # What an epoch consists of ------------------------------------------------------------------------------
 
     def _plan(self, epoch: int) -> tuple[int, EpochPlan, np.ndarray, np.ndarray, dict[int, Recipe]]:
-        """(epoch, plan of positions in `_rows`, (speed, tempo) of each, seconds of each as heard, recipes)."""
+        """(epoch, plan of positions in `_rows`, their speeds and tempos, their seconds as heard, recipes)."""
         if self._planned is None or self._planned[0] != epoch:
             rows = self._rows
             seconds, tokens = self._seconds[rows], self._tokens[rows]
@@ -374,14 +375,16 @@ class BatchReader(Dataset):
                 waveforms.append(read)
             waveform = join_pieces(waveforms, clip.recipe, generator)
             text = clip.recipe.text
-        waveform = augment_waveform(waveform, self._augmentation, generator, clip.speed, clip.tempo)
-        # The length that a file declares may be a little off, and slowing down multiplies it.
-        return utterance.id, waveform[: int(self._max_seconds * SAMPLING_RATE)], text
+        speed, tempo = clip.speed, clip.tempo
+        # Planned by the length that the metadata states; the audio itself may be longer.
+        if len(waveform) / speed / tempo > self._max_seconds * SAMPLING_RATE:
+            speed = tempo = 1.0
+        return utterance.id, augment_waveform(waveform, self._augmentation, generator, speed, tempo), text
 
     def _read_row(self, source: Source, utterance: Utterance) -> np.ndarray | Problem:
         try:
             return source.read(utterance, self._max_seconds)
-        # OSError and ValueError: what decoders and parquet readers raise for damaged data (AudioError is one).
+        # OSError and ValueError: what decoders and parquet readers raise for damaged data.
         except (OSError, ValueError) as error:
             return Problem(utterance.id, " ".join(str(error).split()))
 
@@ -401,7 +404,7 @@ class _PlannedOrder(Sampler[BatchPlan]):
         return iter(self.batches)
 
 
-def _unchanged(loaded: Loaded) -> Loaded:
+def _unchanged(loaded: Any) -> Any:
     return loaded
 
 
@@ -431,10 +434,6 @@ def _join_groups(sources: Sequence[Source]) -> np.ndarray | None:
 
 
 def _left_out_line(reason: str, names: Sequence[str]) -> str:
-    listed = (
-        ", ".join(Counter(names[: NAMES_IN_A_SUMMARY + 1]))
-        if len(names) <= NAMES_IN_A_SUMMARY
-        else ", ".join(names[:NAMES_IN_A_SUMMARY])
-    )
+    listed = ", ".join(names[:NAMES_IN_A_SUMMARY])
     more = f" and {len(names) - NAMES_IN_A_SUMMARY:,} more" if len(names) > NAMES_IN_A_SUMMARY else ""
     return f"left out {len(names):,} clip{'s' if len(names) != 1 else ''}, {reason}: {listed}{more}"

@@ -1,4 +1,4 @@
-"""Manifests: a JSON object a line, ``{"audio": path, "text": ..., "speaker"?: ..., "seconds"?: ..., "words"?: ...}``."""
+"""Manifests: a JSON object a line, ``{"audio": path, "text": ...}``, optionally speaker, seconds, words, id."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tiny_audio.hub.asr_audio import AudioError, audio_seconds
 class ManifestSource(FileSource):
     """The rows of a ``manifest.jsonl``; paths are relative to the manifest, or absolute.
 
-    What stays in memory is where each line begins and its seconds (16 bytes a row); a row is parsed again when
-    it is asked for. Rows without ``seconds`` get them from the header of their audio.
+    What stays in memory is where each line begins and its seconds (16 bytes a row); a row is parsed again
+    when it is asked for. Rows without ``seconds`` get them from the header of their audio.
     """
 
     def __init__(self, path: Path, name: str) -> None:
@@ -98,14 +98,14 @@ def parse_row(line: bytes) -> dict[str, Any]:
             f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else "too deep"
         )
         raise ValueError(f"is not valid JSON ({reason})") from None
-    if not isinstance(row, dict):
+    if type(row) is not dict:
         raise ValueError(
             f'must be an object such as {{"audio": "a.wav", "text": "hello"}}, not {_json_type(row)}'
         )
     for key in ("audio", "text"):
         if key not in row:
             raise ValueError(f'has no "{key}"; its keys are {", ".join(sorted(row)) or "none"}')
-        if not isinstance(row[key], str):
+        if type(row[key]) is not str:
             raise ValueError(f'"{key}" must be a string, not {_json_type(row[key])}')
     if not row["audio"].strip() or "\0" in row["audio"]:
         raise ValueError('"audio" is not a path')

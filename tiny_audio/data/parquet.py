@@ -1,4 +1,4 @@
-"""Parquet shards of speech as hub data sets hold them: a struct of encoded audio bytes beside the transcript."""
+"""Parquet shards of speech as hub data sets hold them: encoded audio bytes beside the transcript."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tiny_audio.hub.asr_audio import AudioError, audio_seconds, load_audio
 
 logger = logging.getLogger(__name__)
 
-# Names that public sets use, in order of preference; LoquaciousSet has ID, duration, start, wav, spk_id, sex, text.
+# Names that public sets use, in order of preference; LoquaciousSet has ID, duration, wav, spk_id, text.
 AUDIO_COLUMNS = ("audio", "wav", "speech", "recording", "file")
 TEXT_COLUMNS = (
     "text",
@@ -44,8 +44,8 @@ SECONDS_COLUMNS = (
 ID_COLUMNS = ("id", "ID", "utt_id", "segment_id", "audio_id", "utterance_id")
 SPEAKER_COLUMNS = ("speaker", "speaker_id", "spk_id", "client_id")
 
-# Row groups that stay decoded in a process. A window of batches draws from many at once, so the limit is generous;
-# the least recently used leave.
+# Row groups that stay decoded in a process. A window of batches draws from many at once, so the limit is
+# generous; the least recently used leave.
 AUDIO_CACHE_BYTES = 1 << 29
 TEXT_CACHE_BYTES = 1 << 26
 
@@ -53,9 +53,9 @@ TEXT_CACHE_BYTES = 1 << 26
 class ParquetSource(Source):
     """The rows of parquet files, local or at an fsspec address such as ``hf://datasets/...``.
 
-    In memory stay 20 bytes a row: seconds and place. Text and audio are read a row group at a time into a small
-    cache. Without a column of durations, lengths come from the header of each row's audio, once: they are then
-    kept in the user's cache folder.
+    In memory stay 20 bytes a row: seconds and place. Text and audio are read a row group at a time into a
+    small cache. Without a column of durations, lengths come from the header of each row's audio, once: they
+    are then kept in the user's cache folder.
     """
 
     def __init__(self, files: Sequence[str], name: str, revision: str | None = None) -> None:
@@ -308,11 +308,11 @@ def _encoded_audio(value: Any, file: str) -> bytes | str:
 
 
 def _lengths_cache(file: str) -> Path | None:
-    """Where the measured lengths of a shard are kept; the name changes with its path, size and time of change."""
+    """Where the measured lengths of a shard are kept; its name depends on their path, size and time."""
     if "://" in file:
         identity = file  # an address on the hub holds a revision
     else:
-        stat = os.stat(file)
+        stat = Path(file).stat()
         identity = f"{Path(file).resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
     return cache_folder() / "lengths" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npy"
 

@@ -52,7 +52,7 @@ class Source(ABC):
         return np.fromiter(lengths, np.float32, len(self.utterances()))
 
     def groups(self) -> np.ndarray | None:
-        """int64 (rows,): rows of one number lie together and are cheap to read together. None: reading is random access."""
+        """int64 (rows,): rows of one number are cheap to read together; None: all are read one by one."""
         return None
 
     def require_rows(self) -> None:
@@ -95,7 +95,7 @@ def allowed_problems(num_rows: int, max_bad_fraction: float) -> int:
 
 
 def check_problems(problems: Sequence[Problem], num_rows: int, max_bad_fraction: float, where: str) -> None:
-    """Raise UserError with a report if more rows are unusable than allowed. `num_rows` counts good and bad."""
+    """Raise UserError if more rows are unusable than allowed. `num_rows` counts good and bad."""
     allowed = allowed_problems(num_rows, max_bad_fraction)
     if len(problems) > allowed:
         raise UserError(
@@ -112,7 +112,7 @@ def list_problems(problems: Sequence[Problem]) -> str:
 
 
 def show_progress(items: Iterable[Item], description: str, total: int) -> Iterable[Item]:
-    """`items` with a progress bar on standard error where a person is watching and there is something to wait for."""
+    """`items`, with a progress bar on standard error where a person has to wait for them."""
     if total < 2000 or not sys.stderr.isatty():
         return items
     from rich.console import Console

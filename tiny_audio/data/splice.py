@@ -1,7 +1,8 @@
 """Splicing: new strings out of the words, or whole clips, of one speaker.
 
-A recogniser of short strings otherwise learns its training strings by heart. Which pieces make up a row is decided in the main
-process, by (seed, epoch, utterance id), because the planner has to know how long the row becomes.
+A recogniser of short strings otherwise learns its training strings by heart. Which pieces make up a row is
+decided in the main process, by (seed, epoch, utterance id), because the planner has to know how long the row
+becomes.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Splicer:
         max_seconds: float,
     ) -> None:
         """`rows`: row numbers with their utterances; `texts`: their cleaned transcripts."""
-        self._max_seconds = max_seconds
+        self._max_seconds = max_seconds - 0.01  # pieces are rounded to whole samples, each
         self._speakers: dict[str, list[_Row]] = defaultdict(list)
         self._speaker_of: dict[int, str] = {}
         for row, utterance in rows.items():
@@ -92,7 +93,7 @@ class Splicer:
         pool = with_words or rows
         # As many words as some clip of this speaker has, so that lengths stay as they are in the data.
         num_wanted = (
-            len(pool[generator.integers(len(pool))].words)
+            len(pool[int(generator.integers(len(pool)))].words)
             if with_words
             else int(generator.integers(2, MOST_CLIPS_JOINED + 1))
         )
@@ -103,7 +104,7 @@ class Splicer:
         trailing = generator.uniform(*EDGE_SECONDS_RANGE)
         gap = seconds
         while num_wanted > 0:
-            row = pool[generator.integers(len(pool))]
+            row = pool[int(generator.integers(len(pool)))]
             piece, words = _draw_piece(row, num_wanted, generator)
             length = (row.seconds if piece.end is None else piece.end) - piece.start
             if seconds + length + trailing > self._max_seconds:
@@ -123,7 +124,7 @@ class Splicer:
 def join_pieces(
     waveforms: Sequence[np.ndarray], recipe: Recipe, generator: np.random.Generator
 ) -> np.ndarray:
-    """The spliced waveform: float32 (S,). `waveforms` are the clips (S,) that the pieces are cut from, in their order."""
+    """The spliced waveform: float32 (S,). `waveforms` are the clips that the pieces are cut from."""
     cuts = []
     for waveform, piece in zip(waveforms, recipe.pieces, strict=True):
         end = len(waveform) if piece.end is None else round(piece.end * SAMPLING_RATE)

@@ -49,10 +49,10 @@ _TYPOGRAPHY = str.maketrans(
 def clean_transcript(text: str) -> str:
     """`text` as a training target.
 
-    Unicode is composed (NFC); typographic quotes and dashes become plain; tags such as ``<unk>``, ``[noise]`` and
-    ``{laugh}`` go; quotes around the whole text go (Common Voice); a text without a lower-case letter becomes lower
-    case (LibriSpeech), so that sets in capitals and sets in sentences teach one spelling. Returns an empty
-    string for a placeholder: the caller leaves such rows out, for they may hold speech.
+    Unicode is composed (NFC); typographic quotes and dashes become plain; tags such as ``<unk>``, ``[noise]``
+    and ``{laugh}`` go; quotes around the whole text go (Common Voice); a text without a lower-case letter
+    becomes lower case (LibriSpeech), so that sets in capitals and sets in sentences teach one spelling.
+    Returns an empty string for a placeholder: the caller leaves such rows out, for they may hold speech.
     """
     text = unicodedata.normalize("NFC", text).translate(_TYPOGRAPHY)
     text = "".join(

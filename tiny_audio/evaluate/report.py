@@ -23,16 +23,24 @@ def write_results(result: EvalResult, output_dir: Path) -> None:
 
     Raises OSError when the folder cannot be written; what was there before is then still there.
     """
+    is_new = not output_dir.exists()
     output_dir.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(utterance_record(utterance), ensure_ascii=False) for utterance in result.utterances)
-    write_files(
-        {
-            output_dir / RESULTS_TEXT_FILE: format_report(result),
-            output_dir / RESULTS_LINES_FILE: "".join(f"{line}\n" for line in lines),
-            output_dir / METRICS_FILE: json.dumps(metrics_record(result), indent=2, ensure_ascii=False)
-            + "\n",
-        }
-    )
+    try:
+        write_files(
+            {
+                output_dir / RESULTS_TEXT_FILE: format_report(result),
+                output_dir / RESULTS_LINES_FILE: "".join(f"{line}\n" for line in lines),
+                output_dir / METRICS_FILE: json.dumps(metrics_record(result), indent=2, ensure_ascii=False)
+                + "\n",
+            }
+        )
+    except OSError as error:
+        if is_new:
+            output_dir.rmdir()
+        if error.filename is None:  # a full disk does not say where it was noticed
+            error.filename = str(output_dir)
+        raise
 
 
 def write_samples(path: Path, pairs: Sequence[tuple[str, str]], normalizer: str, heading: str = "") -> None:

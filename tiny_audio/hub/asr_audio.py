@@ -22,11 +22,11 @@ AudioSource: TypeAlias = str | os.PathLike | bytes | bytearray | memoryview | Bi
 SAMPLING_RATE = 16_000
 READABLE_FORMATS = "WAV, FLAC, OGG (Vorbis or Opus), MP3, AIFF, AU, CAF or W64"
 
-# Rates that recordings of speech have are 8-192 kHz; far beyond that a header lies, and resampling it could ask
-# for any amount of memory (a header of 1 Hz turns 1 MB into 16,000 times as many samples).
+# Rates that recordings of speech have are 8-192 kHz; far beyond that a header lies, and resampling it could
+# ask for any amount of memory (a header of 1 Hz turns 1 MB into 16,000 times as many samples).
 LOWEST_SAMPLING_RATE = 4_000
 HIGHEST_SAMPLING_RATE = 768_000
-# Full scale is 1.0 and a float file may exceed it a little. 32768 means that 16-bit integers were stored as floats.
+# Full scale is 1.0 and a float file may exceed it a little. 32768 means 16-bit integers stored as floats.
 HIGHEST_AMPLITUDE = 100.0
 # One block is read at a time: a limit in seconds then costs no more than the limit, whatever the header
 # declares, and a broken end loses at most one block of what came before.
@@ -37,6 +37,17 @@ UNKNOWN_FRAMES = 1 << 62
 
 class AudioError(ValueError):
     """Audio that cannot be used; the message is one line that names the audio and what to do."""
+
+
+class _SequentialFile(soundfile.SoundFile):
+    """A file that is read from start to end.
+
+    soundfile seeks after every read of a file that can seek. FLAC that was written to a pipe, and so declares no
+    length, fails at that, and it slows MP3 down.
+    """
+
+    def seekable(self) -> bool:
+        return False
 
 
 def load_audio(
@@ -168,7 +179,7 @@ def _open(source: AudioSource, name: str) -> soundfile.SoundFile:
     if isinstance(opened, io.BytesIO) and opened.getbuffer().nbytes == 0:
         raise AudioError(f"{name}: is empty (0 bytes)")
     try:
-        file = soundfile.SoundFile(opened)
+        file = _SequentialFile(opened)
     # soundfile takes a name that ends in .raw for headerless samples and asks for a rate with TypeError.
     except (soundfile.LibsndfileError, RuntimeError, TypeError, OSError) as error:
         raise AudioError(

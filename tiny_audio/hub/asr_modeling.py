@@ -252,9 +252,9 @@ class TinyAudioForConditionalGeneration(TinyAudioPreTrainedModel, GenerationMixi
             config = cls.config_class.from_pretrained(path_or_id, **hub)
         if config.encoder_in_checkpoint and config.decoder_in_checkpoint:
             with_info = kwargs.pop("output_loading_info", False)
-            model, info = super().from_pretrained(
-                path_or_id, *args, config=config, output_loading_info=True, **kwargs
-            )
+            # Mismatched sizes are reported with the rest, by name.
+            kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+            model, info = super().from_pretrained(path_or_id, *args, config=config, **kwargs)
             problems = {key: sorted(map(str, names)) for key, names in info.items() if names}
             if problems:
                 raise ValueError(f"the weights in {path_or_id} do not fit its config.json: {problems}")

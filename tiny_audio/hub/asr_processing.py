@@ -182,8 +182,13 @@ class TinyAudioProcessor(ProcessorMixin):
         if encoder_feature_kind(self.geometry) == "waveform":
             return extracted["input_values"][0]  # (S,)
         features = extracted["input_features"][0]
-        mel_bins = self.feature_extractor.feature_size
-        return features if features.shape[0] == mel_bins else features.T.contiguous()  # (n_mels, L)
+        if features.shape[0] != self.feature_extractor.feature_size:
+            features = features.T.contiguous()  # (n_mels, L)
+        if (
+            "attention_mask" in extracted
+        ):  # Parakeet's extractor computes a frame or two more than it vouches for
+            features = features[:, : int(extracted["attention_mask"].sum())]
+        return features
 
     def num_audio_tokens(self, feature_length: int) -> int:
         frames = encoder_output_length(self.geometry, feature_length)

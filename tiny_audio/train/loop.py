@@ -102,7 +102,7 @@ class Trainer:
         while True:
             seen = False
             for batch in self.data.batches(self.progress.epoch, self.progress.batch):
-                self.progress.batch += 1
+                self.progress.batch = batch["batch_index"] + 1
                 seen = True
                 yield batch
             if not seen and self.progress.batch == 0:

@@ -44,7 +44,7 @@ def parameter_table(config: DictConfig) -> list[PartParameters]:
     """The parts of the model that `config` describes, with their sizes, and "total" as the last row.
 
     Raises:
-        UserError: the architecture of a named model is neither in a local folder, in our facts, nor on a hub that answers.
+        UserError: a named model's architecture is in no local folder, not in our facts, and no hub answers.
     """
     with torch.device("meta"):
         model = TinyAudioForConditionalGeneration(_architecture(config))
@@ -113,7 +113,7 @@ def _named_config(name: str, revision: str | None) -> PreTrainedConfig:
 
 
 def _described_config(values: DictConfig, **fixed: Any) -> PreTrainedConfig:
-    arguments = {**OmegaConf.to_container(values, resolve=True), **fixed}
+    arguments: dict[str, Any] = {**OmegaConf.to_container(values, resolve=True), **fixed}
     return CONFIG_MAPPING[arguments.pop("model_type")](**arguments)
 
 

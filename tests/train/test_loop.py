@@ -1,0 +1,374 @@
+"""The loop: resuming bit-equal, accumulation, schedules, checkpoints that are whole, and what a run leaves behind."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tests.tiny_models import noise, tiny_config
+from tiny_audio.errors import UserError
+from tiny_audio.hub.asr_checkpoint import WEIGHTS_FILE, load_model
+from tiny_audio.train import checkpoints
+from tiny_audio.train.checkpoints import list_checkpoints
+from tiny_audio.train.config import config_to_yaml
+from tiny_audio.train.loop import Trainer
+from tiny_audio.train.optimizer import build_optimizer, learning_rate_factor
+from tiny_audio.train.records import draw_loss, read_metrics
+from tiny_audio.train.run import run
+
+WORDS = "zero one two three four five six seven eight nine".split()
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty short clips with texts, as a manifest."""
+    folder = tmp_path_factory.mktemp("speech")
+    lines = []
+    for number in range(30):
+        seconds = 0.4 + 0.1 * (number % 7)
+        soundfile.write(folder / f"{number}.wav", noise(seconds, number), 16000)
+        text = " ".join(WORDS[(number + i) % 10] for i in range(1 + number % 3))
+        lines.append(
+            json.dumps(
+                {"audio": f"{number}.wav", "text": text, "speaker": str(number % 3), "seconds": seconds}
+            )
+        )
+    (folder / "manifest.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def settings(speech: Path, folder: Path, *overrides: str) -> Any:
+    return tiny_config(
+        f"output_dir={folder}",
+        f"data.train={speech}",
+        f"data.eval={speech}",
+        f"data.test={speech}",
+        "training.max_steps=6",
+        "training.batch_seconds=4",
+        "training.save_steps=2",
+        "training.save_total_limit=10",
+        "training.logging_steps=1",
+        "training.eval_steps=3",
+        "training.eval_samples=4",
+        "training.warmup_steps=2",
+        "training.tracker=none",
+        *overrides,
+    )
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / WEIGHTS_FILE)
+
+
+def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys()
+    assert [name for name in left if not torch.equal(left[name], right[name])] == []
+
+
+@pytest.fixture(scope="module")
+def finished(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never stopped."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    run(settings(speech, folder))
+    return folder
+
+
+def test_a_run_leaves_everything_behind(finished: Path) -> None:
+    present = {path.name for path in finished.iterdir()}
+    assert {
+        "config.yaml",
+        "metrics.jsonl",
+        "metrics.json",
+        "checkpoints",
+        "model",
+        "loss.png",
+        "samples.txt",
+    } <= present
+    metrics = json.loads((finished / "metrics.json").read_text())
+    named = "wer cer substitutions deletions insertions reference_words num_samples wer_ci95 rtfx train_seconds steps audio_hours"
+    assert set(named.split()) <= set(metrics)
+    assert metrics["steps"] == 6 and metrics["num_samples"] == 30
+    assert metrics["wer"] == pytest.approx(
+        (metrics["substitutions"] + metrics["deletions"] + metrics["insertions"]) / metrics["reference_words"]
+    )
+    lines = read_metrics(finished / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert ["dev_wer" in line for line in lines] == [False, False, True, False, False, True]
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    assert config["training"]["max_steps"] == 6
+    assert config["run"]["packages"]["torch"] == torch.__version__
+    assert (finished / "loss.png").read_bytes().startswith(b"\x89PNG")
+    model, _ = load_model(str(finished / "model"), device="cpu")
+    assert_same(
+        {n: w for n, w in model.state_dict().items() if n != "lm_head.weight"},
+        weights(finished / "checkpoints/step-6"),
+    )
+    assert not [path for path in finished.rglob("*") if "partial" in path.name]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_resumed_is_bit_equal_to_never_stopped(
+    speech: Path, finished: Path, tmp_path: Path, num_workers: int
+) -> None:
+    folder = tmp_path / "run"
+    workers = f"training.num_workers={num_workers}"
+    augmented = settings(speech, folder, workers)
+
+    class Stop(Exception):
+        pass
+
+    def stop_after_step_5(line: dict[str, Any]) -> None:
+        if line["step"] == 5:
+            raise Stop
+
+    stock = Trainer.__init__
+
+    def stopping(self: Trainer, *arguments: Any, **named: Any) -> None:
+        report = named["report"]
+        named["report"] = lambda line: (report(line), stop_after_step_5(line))
+        stock(self, *arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(Trainer, "__init__", stopping)
+        run(augmented)
+    assert [path.name for path in list_checkpoints(folder / "checkpoints")] == ["step-2", "step-4"]
+    run(settings(speech, folder, workers, "training.resume=true"))
+    assert_same(weights(folder / "checkpoints/step-6"), weights(finished / "checkpoints/step-6"))
+    strip = ("audio_seconds_per_second", "train_seconds")
+    whole, resumed = (
+        [{k: v for k, v in line.items() if k not in strip} for line in read_metrics(f / "metrics.jsonl")]
+        for f in (finished, folder)
+    )
+    assert resumed == whole
+
+
+def test_same_seed_gives_the_same_losses_and_another_seed_others(
+    speech: Path, finished: Path, tmp_path: Path
+) -> None:
+    run(settings(speech, tmp_path / "again"))
+    run(settings(speech, tmp_path / "other", "seed=43"))
+    whole, again, other = (
+        [line["loss"] for line in read_metrics(f / "metrics.jsonl")]
+        for f in (finished, tmp_path / "again", tmp_path / "other")
+    )
+    assert again == whole
+    assert other != whole
+
+
+def test_accumulated_batches_make_the_step_of_one_big_batch(speech: Path, tmp_path: Path) -> None:
+    """Gradients of the same thirty clips, in one batch and in thirty, are the same but for rounding."""
+
+    def gradients(batch_seconds: float) -> dict[str, torch.Tensor]:
+        from tiny_audio.data.loader import TrainData
+        from tiny_audio.data.sources import open_sources
+        from tiny_audio.train.build import build_model
+
+        config = settings(
+            speech, tmp_path, f"training.batch_seconds={batch_seconds}", "training.max_grad_norm=1e9"
+        )
+        model, processor = build_model(config)
+        data = TrainData(
+            open_sources(str(speech)), processor, seed=1, batch_seconds=batch_seconds, max_clips=64
+        )
+        batches = list(data.batches(0))
+        trainer = Trainer(config, model, data, tmp_path, report=lambda line: None)
+        trainer.optimizer.step = lambda *a, **k: None
+        trainer.optimizer.zero_grad = lambda *a, **k: None
+        trainer.model.eval()
+        trainer._step(batches)
+        assert (len(batches) == 1) == (batch_seconds > 100)
+        return {name: p.grad for name, p in trainer.bare_model.named_parameters() if p.grad is not None}
+
+    whole, parts = gradients(1000), gradients(1.2)
+    for name, gradient in whole.items():
+        assert torch.allclose(gradient, parts[name], atol=1e-5), name
+
+
+def test_a_full_disk_keeps_the_last_checkpoint_whole(
+    speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock = checkpoints.save_file
+    calls: list[int] = []
+
+    def no_space(*arguments: Any, **named: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        stock(*arguments, **named)
+
+    monkeypatch.setattr(checkpoints, "save_file", no_space)
+    with pytest.raises(UserError, match="no space left"):
+        run(settings(speech, tmp_path / "run"))
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-2"]
+    assert weights(tmp_path / "run/checkpoints/step-2")
+
+
+def test_only_the_last_checkpoints_are_kept(speech: Path, tmp_path: Path) -> None:
+    run(settings(speech, tmp_path / "run", "training.save_steps=1", "training.save_total_limit=2"))
+    assert [path.name for path in list_checkpoints(tmp_path / "run/checkpoints")] == ["step-5", "step-6"]
+
+
+def test_an_earlier_run_is_kept_beside(speech: Path, finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("earlier: true")
+    result = run(settings(speech, folder, "training.max_steps=1"))
+    assert result.previous_run == tmp_path / "run.1"
+    assert (tmp_path / "run.1/config.yaml").read_text() == "earlier: true"
+    stranger = tmp_path / "thesis"
+    stranger.mkdir()
+    (stranger / "chapter.tex").write_text("precious")
+    with pytest.raises(UserError, match="holds files of something else"):
+        run(settings(speech, stranger))
+    assert (stranger / "chapter.tex").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["training.resume=true"], "holds no checkpoint"),
+        (["training.resume=nowhere"], "is no checkpoint"),
+        (["data.train=nowhere"], "nowhere"),
+        (["init_from=nowhere"], "nowhere"),
+        (["model.encoder_model_name=./nowhere"], "nowhere"),
+        (["data.min_seconds=5"], "no clip is left"),
+    ],
+)
+def test_what_cannot_work_is_one_line_and_leaves_nothing(
+    speech: Path, tmp_path: Path, overrides: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match=words) as caught:
+        run(settings(speech, tmp_path / "run", *overrides))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_checkpoint_of_another_model_is_refused(speech: Path, finished: Path, tmp_path: Path) -> None:
+    config = settings(
+        speech, tmp_path / "run", f"training.resume={finished}/checkpoints/step-4", "model.stack_factor=3"
+    )
+    with pytest.raises(UserError, match="cannot resume from"):
+        run(config)
+
+
+def test_fine_tuning_starts_from_the_given_model(speech: Path, finished: Path, tmp_path: Path) -> None:
+    run(
+        settings(
+            speech,
+            tmp_path / "run",
+            f"init_from={finished}/model",
+            "training.max_steps=1",
+            "training.learning_rate=1e-12",
+        )
+    )
+    left, right = weights(tmp_path / "run/model"), weights(finished / "model")
+    assert left.keys() == right.keys()
+    assert all(torch.allclose(left[name], right[name], atol=1e-6) for name in left)
+
+
+def test_loss_that_is_not_finite_stops_with_the_clips(speech: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the loss of step \d+ is .*these clips: "):
+        run(
+            settings(
+                speech,
+                tmp_path / "run",
+                "training.learning_rate=1e30",
+                "training.warmup_steps=0",
+                "training.max_grad_norm=1e30",
+            )
+        )
+
+
+def test_schedule_warms_up_and_ends_at_the_floor() -> None:
+    config = tiny_config(
+        "training.warmup_steps=10", "training.max_steps=110", "training.min_learning_rate_ratio=0.1"
+    ).training
+    factors = [learning_rate_factor(step, config) for step in range(111)]
+    assert factors[0] == pytest.approx(0.1)
+    assert max(factors) == factors[10] == pytest.approx(1.0)
+    assert factors[110] == pytest.approx(0.1)
+    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert factors[60] == pytest.approx(0.55, abs=0.01)
+
+
+def test_parts_have_their_own_learning_rates_and_norms_no_decay() -> None:
+    from tiny_audio.train.build import build_model
+
+    config = tiny_config(
+        "training.encoder_learning_rate=1e-5",
+        "training.decoder_learning_rate=2e-5",
+        "training.learning_rate=3e-5",
+        "training.weight_decay=0.1",
+    )
+    model, _ = build_model(config)
+    rates = {}
+    for group in build_optimizer(model, config.training).param_groups:
+        for parameter in group["params"]:
+            rates[parameter] = (group["lr"], group["weight_decay"])
+    assert rates[model.model.audio_tower.conv1.weight] == (1e-5, 0.1)
+    assert rates[model.model.audio_tower.conv1.bias] == (1e-5, 0.0)
+    assert rates[model.model.language_model.norm.weight] == (2e-5, 0.0)
+    assert rates[model.model.multi_modal_projector.output_norm.weight] == (3e-5, 0.0)
+    assert rates[model.ctc_head.weight] == (3e-5, 0.1)
+    assert model.model.audio_tower.embed_positions.weight not in rates
+
+
+def test_draw_loss_without_a_line_draws_nothing(tmp_path: Path) -> None:
+    assert draw_loss(tmp_path, "empty") is None
+
+
+INTERRUPTED = """
+import sys
+from omegaconf import OmegaConf
+from tiny_audio.train.config import check_config
+from tiny_audio.train.run import run
+config = OmegaConf.load(sys.argv[1])
+config.pop("run", None)
+try:
+    run(check_config(config))
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of other processes work differently there")
+def test_ctrl_c_saves_and_kill_loses_nothing(speech: Path, tmp_path: Path) -> None:
+    config = settings(
+        speech,
+        tmp_path / "run",
+        "training.max_steps=100000",
+        "training.save_steps=100000",
+        "training.eval_steps=0",
+    )
+    (tmp_path / "config.yaml").write_text(config_to_yaml(config))
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(tmp_path / "config.yaml")], stderr=subprocess.PIPE
+    )
+    threading.Thread(target=process.stderr.read, daemon=True).start()
+    deadline = time.time() + 120
+    while len(read_metrics(tmp_path / "run/metrics.jsonl")) < 3 and time.time() < deadline:
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130
+    (saved,) = list_checkpoints(tmp_path / "run/checkpoints")
+    step = json.loads((saved / "state.json").read_text())["step"]
+    assert step >= 3 and saved.name == f"step-{step}"
+    resumed = run(
+        settings(speech, tmp_path / "run", "training.resume=true", f"training.max_steps={step + 2}")
+    )
+    assert resumed.metrics["steps"] == step + 2
