@@ -109,21 +109,14 @@ def install(extra: str = "") -> None:
     make_venv()
     package = f".[{extra}]" if extra else "."
     print(f"installing {package} into .venv (minutes the first time: PyTorch is large)", flush=True)
-    pip = [
-        str(VENV_PYTHON),
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--editable",
-        package,
-    ]
-    if subprocess.run(pip, cwd=str(ROOT)).returncode:
+    pip = [str(VENV_PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    done = subprocess.run([*pip, "--editable", package], cwd=str(ROOT), stderr=subprocess.PIPE)
+    if done.returncode:
+        sys.stderr.write(done.stderr.decode(errors="replace"))
         raise SetupError(
-            "pip could not install the dependencies; its own words are above. No network? Point pip at a mirror or a "
-            "folder of wheels (PIP_INDEX_URL=..., PIP_FIND_LINKS=...). Disk full? About 2 GB are needed for the CPU "
-            "build of PyTorch and 8 GB for the CUDA one. Then run the same command again."
+            "pip could not install the dependencies; its own words are above. No network? Point pip at a mirror "
+            "or a folder of wheels (PIP_INDEX_URL=..., PIP_FIND_LINKS=...). Disk full? About 2 GB are needed for "
+            "the CPU build of PyTorch and 8 GB for the CUDA one. Then run the same command again."
         )
     stamp_path(extra).write_text(fingerprint(), encoding="utf-8")
 

@@ -69,7 +69,7 @@ def loquacious_row(number: int, seconds: float = 0.5, **changes: Any) -> dict[st
 
 
 class MelProcessor:
-    """Log-mel-like features by an STFT, one token a character: what the loader asks of a processor, for real."""
+    """Features by an STFT, one token a character: what the loader asks of a processor."""
 
     max_seconds = 30.0
 

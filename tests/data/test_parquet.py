@@ -74,7 +74,10 @@ def other_columns() -> list[dict[str, Any]]:
 def test_other_names_of_columns(tmp_path: Path) -> None:
     source = open_source(write_parquet(tmp_path / "dev.parquet", other_columns()))
     rows = source.utterances()
-    assert [(row.id, row.text, row.speaker) for row in rows] == [("dev-0", "bytes alone", "c"), ("dev-1", "", None)]
+    assert [(row.id, row.text, row.speaker) for row in rows] == [
+        ("dev-0", "bytes alone", "c"),
+        ("dev-1", "", None),
+    ]
     np.testing.assert_allclose(source.seconds(), [0.4, 0.5])
     assert len(source.read(rows[1])) == 8000
 
@@ -104,7 +107,7 @@ def test_bad_rows_are_named(tmp_path: Path) -> None:
         f"{path}#2: its duration is nan, not a positive number of seconds",
         f"{path}#3: its duration is 0, not a positive number of seconds",
     ]
-    with pytest.raises(AudioError, match="x.parquet#4: .*not audio that can be read"):
+    with pytest.raises(AudioError, match=r"x.parquet#4: .*not audio that can be read"):
         source.read(source.utterances()[1])
     with pytest.raises(AudioError, match="holds no audio"):
         source.read(source.utterances()[2])
@@ -146,7 +149,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(
 def test_files_that_are_no_use(tmp_path: Path) -> None:
     broken = tmp_path / "broken.parquet"
     broken.write_bytes(b"PAR1 and then nothing")
-    with pytest.raises(UserError, match="broken.parquet: not a readable parquet file"):
+    with pytest.raises(UserError, match=r"broken.parquet: not a readable parquet file"):
         open_source(broken)
     table = pyarrow.table({"text": ["a"], "label": [1]})
     pyarrow.parquet.write_table(table, tmp_path / "labels.parquet")
@@ -203,9 +206,9 @@ def test_splits_and_configs_of_a_hub_data_set(hub_copy: Path) -> None:
 
 
 def test_what_a_hub_data_set_does_not_have(hub_copy: Path) -> None:
-    with pytest.raises(UserError, match=r"no split 'trian'. Did you mean \"train\"\? Its splits are dev, train"):
+    with pytest.raises(UserError, match=r"no split 'trian'\. Did you mean .train.\? Its splits are dev,"):
         open_source("hub:speechbrain/LoquaciousSet/small:trian")
-    with pytest.raises(UserError, match="'smal' not found. Available: .*small"):
+    with pytest.raises(UserError, match=r"'smal' not found. Available: .*small"):
         open_source("hub:speechbrain/LoquaciousSet/smal:train")
 
 
@@ -213,7 +216,7 @@ def test_no_hub_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=r"the hub cannot be reached .*\$TINY_AUDIO_MODELS/no/where") as caught:
+    with pytest.raises(UserError, match=r"cannot be reached .*\$TINY_AUDIO_MODELS/no/where") as caught:
         open_source("hub:no/where:train")
     assert "\n" not in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""Folders, LibriSpeech layout and manifests: what is found, in which order, and what is said about the rest."""
+"""Folders, LibriSpeech layout and manifests: what is found, and what is said about the rest."""
 
 from __future__ import annotations
 
@@ -109,8 +109,8 @@ def test_a_manifest_with_everything_it_may_hold(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "sub" / "bé.wav", clip(0.5), RATE)
     absolute = str(tmp_path / "a.wav")
     lines = [
-        {"audio": "a.wav", "text": "hello you", "seconds": 1, "speaker": 7, "words": [["hello", 0.1, 0.4], ["you", 0.5, 0.9]]},
-        {"audio": "sub/bé.wav", "text": "über", "extra": [1, 2]},
+        {"audio": "a.wav", "text": "hello you", "seconds": 1, "speaker": 7, "words": [["hello", 0.1, 0.4],
+        ["you", 0.5, 0.9]]}, {"audio": "sub/bé.wav", "text": "über", "extra": [1, 2]},
         {"audio": absolute, "text": "", "id": "again"},
         {"audio": "../" + tmp_path.name + "/a.wav", "text": "up and down"},
     ]  # fmt: skip
@@ -125,12 +125,14 @@ def test_a_manifest_with_everything_it_may_hold(tmp_path: Path) -> None:
         assert (rows[2].id, rows[2].text, rows[-1].text) == ("again", "", "up and down")
         assert source.seconds() == pytest.approx([1.0, 0.5, 1.0, 1.0])
         assert [len(source.read(row)) for row in rows] == [16000, 8000, 16000, 16000]
-    with pytest.raises(AudioError, match="longer than the limit of 0.3 s"):
+    with pytest.raises(AudioError, match=r"longer than the limit of 0\.3 s"):
         source.read(rows[1], max_seconds=0.3)
     with pytest.raises(IndexError):
         rows[4]
     copy = pickle.loads(pickle.dumps(source))
-    assert copy.utterances()[1] == rows[1] and [row.id for row in copy.utterances()] == [row.id for row in rows]
+    assert copy.utterances()[1] == rows[1] and [row.id for row in copy.utterances()] == [
+        row.id for row in rows
+    ]
 
 
 BAD_LINES = {
@@ -213,6 +215,7 @@ def test_how_many_bad_rows_are_too_many() -> None:
         check_problems(problems, 20, 0.01, "here")
     assert str(caught.value) == (
         "here: 8 of 20 rows cannot be used, more than the 3 that data.max_bad_fraction=0.01 allows: "
-        "f0.wav: holds no samples; f1.wav: holds no samples; f2.wav: holds no samples; f3.wav: holds no samples; "
+        "f0.wav: holds no samples; f1.wav: holds no samples; f2.wav: holds no samples; "
+        "f3.wav: holds no samples; "
         "f4.wav: holds no samples; and 3 more"
     )

@@ -1,4 +1,4 @@
-"""Audio in every shape it comes in: formats, rates, channels, sources, and everything that can be wrong with it."""
+"""Audio in every shape it comes in, and everything that can be wrong with it."""
 
 from __future__ import annotations
 
@@ -122,7 +122,8 @@ def test_a_huge_declared_size_costs_nothing() -> None:
 
 def flac_that_declares(num_samples: int) -> bytes:
     data = bytearray(encoded(tone(1.0, 16000), 16000, "FLAC"))
-    # STREAMINFO after 4 bytes of magic and 4 of block header: the total is the last 36 bits before the MD5 at 26.
+    # STREAMINFO after 4 bytes of magic and 4 of block header: the total is the last 36 bits before the MD5 at
+    # 26.
     data[21] = (data[21] & 0xF0) | (num_samples >> 32)
     data[22:26] = struct.pack(">I", num_samples & 0xFFFFFFFF)
     return bytes(data)
@@ -133,7 +134,9 @@ def test_a_flac_written_to_a_pipe_declares_no_length_and_is_read() -> None:
     assert audio_seconds(flac_that_declares(0)) == pytest.approx(1.0)
 
 
-def test_a_flac_that_declares_a_thousand_hours_is_read_as_far_as_it_goes(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_flac_that_declares_a_thousand_hours_is_read_to_its_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with caplog.at_level(logging.WARNING):
         assert len(load_audio(flac_that_declares((1 << 36) - 1))) == 16000
     assert "ends after 1.00 of its 4294967.30 s" in caplog.text

@@ -232,9 +232,8 @@ class Piper:
 @functools.cache
 def speaker(engine: str) -> Callable[..., Recording]:
     """The `speak` function of an engine, loaded once a process."""
-    return {
-        "espeak": lambda: Espeak().speak,
-        "flite": lambda: speak_flite,
-        "festival": lambda: speak_festival,
-        "piper": lambda: Piper().speak,
-    }[engine]()
+    if engine == "espeak":
+        return Espeak().speak
+    if engine == "piper":
+        return Piper().speak
+    return {"flite": speak_flite, "festival": speak_festival}[engine]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import random
 from dataclasses import dataclass
@@ -29,10 +30,8 @@ class Item:
 
 def requests(voice: Voice) -> list[kokoro.Request | tuple[tuple[str, ...], str, dict[str, float]]]:
     if voice.engine == "kokoro":
-        short = 8 if voice.name != "blend" else 4
-        strings = 5 if voice.name != "blend" else 3
-        name = voice.speaker if voice.name == "blend" else voice.name
-        return list(kokoro.plan(name, voice.accents, DIGITS, 2, strings, short))
+        strings, short_strings = (3, 3) if voice.name == "blend" else (5, 4)
+        return list(kokoro.plan(voice.id.removeprefix("kokoro-"), voice.accents, DIGITS, strings, short_strings))
     rng = random.Random(f"inventory {voice.id}")
     settings: list = []
     for _ in range(3 if voice.engine in ("espeak", "piper") else 2):
@@ -73,7 +72,8 @@ def inventory(voice: Voice, cache: Path, styles: Path | None) -> list[Item]:
     """Everything the voice says, at 16 kHz; what the cache lacks is synthesised and added to it."""
     items = []
     for index, request in enumerate(requests(voice)):
-        sound, times = cache / f"{voice.id}-{index:03d}.wav", cache / f"{voice.id}-{index:03d}.json"
+        key = hashlib.blake2b(repr((request, voice.mixture)).encode(), digest_size=4).hexdigest()
+        sound, times = (cache / f"{voice.id}-{index:03d}-{key}.{suffix}" for suffix in ("wav", "json"))
         words = request.words if isinstance(request, kokoro.Request) else request[0]
         separator = request.separator if isinstance(request, kokoro.Request) else request[1]
         if not times.exists():

@@ -89,11 +89,10 @@ def plan(
     voice: str,
     accents: tuple[str, ...],
     digits: tuple[str, ...],
-    lists: int = 2,
-    strings: int = 5,
-    short_strings: int = 8,
+    strings: int,
+    short_strings: int,
 ) -> list[Request]:
-    """The seeded requests that make the inventory of one voice: single words, lists with pauses, connected strings."""
+    """The seeded requests that make the inventory of one voice: words alone, lists with pauses, connected strings."""
     rng = random.Random(f"kokoro {voice}")
 
     def speak(words: list[str], separator: str, low: float, high: float) -> Request:
@@ -103,7 +102,7 @@ def plan(
         )
 
     requests = [speak([digit], " ", 0.8, 1.2) for digit in digits]
-    for _ in range(lists):  # two halves: short lists keep the falling tone of a word said alone
+    for _ in range(2):  # two halves: short lists keep the falling tone of a word said alone
         order = rng.sample(digits, len(digits))
         requests += [
             speak(order[:5], ". ", 0.75, 1.15),
@@ -114,6 +113,7 @@ def plan(
         if rng.random() < 0.3:
             words[1] = words[0]
         requests.append(speak(words, " ", 0.8, 1.25))
+    requests += [speak([digit], " ", 0.68, 0.95) for digit in digits]  # deliberate, as people dictate
     return requests
 
 

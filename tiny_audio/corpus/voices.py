@@ -64,19 +64,19 @@ FESTIVAL = (
 # espeak-ng: a variant is a set of formants, pitch and breath, so a voice; each is given one accent.
 ESPEAK_TEST = (
     "en-us+m3",
-    "en-gb+f2",
+    "en+f2",
     "en-us+klatt2",
     "en-gb-x-rp+Andy",
     "en-gb-scotland+Mario",
     "es+pedro",
     "de+Lee",
 )
-ESPEAK_DEV = ("en-us+f4", "en-gb+m6", "en-029+Denis", "en-us-nyc+klatt3", "fr+benjamin")
+ESPEAK_DEV = ("en-us+f4", "en+m6", "en-029+Denis", "en-us-nyc+klatt3", "fr+benjamin")
 ESPEAK_TRAIN = (
-    "en-us+m1", "en-us+m2", "en-gb+m4", "en-us+m5", "en-gb-scotland+m7", "en-us-nyc+m8", "en-us+f1", "en-gb+f3",
+    "en-us+m1", "en-us+m2", "en+m4", "en-us+m5", "en-gb-scotland+m7", "en-us-nyc+m8", "en-us+f1", "en+f3",
     "en-us+f5", "en-gb-x-rp+klatt", "en-us+klatt4", "en-us+adam", "en-gb-x-gbclan+Alex", "en-029+Alicia",
-    "en-us+Andrea", "en-gb+Annie", "es+antonio", "en-gb-x-gbcwmd+boris", "en-us+caleb", "en-us+david",
-    "it+Diogo", "de+ed", "en-gb+edward", "fr+gustave", "el+Henrique", "en-us+Iven", "pl+Jacky", "en-us+john",
+    "en-us+Andrea", "en+Annie", "es+antonio", "en-gb-x-gbcwmd+boris", "en-us+caleb", "en-us+david",
+    "it+Diogo", "de+ed", "en+edward", "fr+gustave", "el+Henrique", "en-us+Iven", "pl+Jacky", "en-us+john",
     "pt+marcelo", "nl+Marco", "el+max", "en-us+Mike", "hi+Nguyen", "en-gb-x-rp+paul", "sv+rob", "en-us+steph",
     "en-us+travis", "en-029+victor",
 )  # fmt: skip

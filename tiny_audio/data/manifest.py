@@ -1,4 +1,4 @@
-"""Manifests: a JSON object a line, ``{"audio": path, "text": ...}``, optionally speaker, seconds, words, id."""
+"""Manifests: a JSON object a line, ``{"audio": path, "text": ...}``, optionally speaker, seconds, words."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import logging
@@ -327,7 +328,8 @@ def _save_lengths(cache: Path, lengths: np.ndarray) -> None:
         partial.replace(cache)
     except OSError as error:  # it is only a cache
         logger.warning("%s: lengths could not be kept (%s)", cache, error.strerror)
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def cache_folder() -> Path:

@@ -42,8 +42,8 @@ class AudioError(ValueError):
 class _SequentialFile(soundfile.SoundFile):
     """A file that is read from start to end.
 
-    soundfile seeks after every read of a file that can seek. FLAC that was written to a pipe, and so declares no
-    length, fails at that, and it slows MP3 down.
+    soundfile seeks after every read of a file that can seek. FLAC that was written to a pipe, and
+    so declares no length, fails at that, and it slows MP3 down.
     """
 
     def seekable(self) -> bool:

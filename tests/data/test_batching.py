@@ -1,0 +1,117 @@
+"""The planner: every row once, within budget, in an order that only seed and epoch decide."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tiny_audio.data.batching import EpochPlan, plan_epoch
+
+lengths = st.lists(st.floats(0.01, 40.0), max_size=120)
+
+
+def plan(seconds: Any, **changes: Any) -> EpochPlan:
+    arguments = {"seed": 1, "epoch": 0, "batch_seconds": 60.0, "max_clips": 16} | changes
+    seconds = np.array(seconds)
+    return plan_epoch(seconds, np.ceil(3 * seconds), **arguments)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seconds=lengths,
+    budget=st.floats(0.5, 100.0),
+    max_clips=st.integers(1, 40),
+    epoch=st.integers(0, 5),
+    num_groups=st.integers(0, 9),
+    window=st.integers(1, 60),
+)
+def test_every_row_once_and_never_over_the_budget(
+    seconds: list[float], budget: float, max_clips: int, epoch: int, num_groups: int, window: int
+) -> None:
+    # Groups from -1 (anywhere) up; none at all when there are no groups.
+    groups = np.arange(len(seconds)) % num_groups - 1 if num_groups else None
+    batches = plan(
+        seconds, batch_seconds=budget, max_clips=max_clips, epoch=epoch, groups=groups, window_rows=window
+    )
+    assert sorted(row for batch in batches for row in batch) == list(range(len(seconds)))
+    for batch in batches:
+        assert 1 <= len(batch) <= max_clips
+        assert len(batch) == 1 or max(seconds[row] for row in batch) * len(batch) <= budget
+
+
+@settings(max_examples=50, deadline=None)
+@given(seconds=st.lists(st.floats(0.5, 30.0), min_size=60, max_size=120), seed=st.integers(0, 2**32 - 1))
+def test_the_order_is_a_function_of_seed_and_epoch(seconds: list[float], seed: int) -> None:
+    def batches(**changes: Any) -> list[list[int]]:
+        return list(plan(seconds, **({"seed": seed} | changes)))
+
+    assert batches() == batches()
+    assert batches() != batches(epoch=1)
+    assert batches() != batches(seed=seed + 1)
+
+
+def speech_lengths(num: int, seed: int = 0) -> np.ndarray:
+    """Log-normal with a mean of 7 s, between 1 and 25 s."""
+    drawn = np.random.default_rng(seed).lognormal(np.log(7) - 0.18, 0.6, num)
+    return drawn.clip(1, 25)
+
+
+def test_little_padding() -> None:
+    for num, most in ((3500, 0.05), (30_000, 0.045)):
+        seconds = speech_lengths(num)
+        batches = plan(seconds, batch_seconds=200, max_clips=64)
+        by_hand = 1 - seconds.sum() / sum(seconds[batch].max() * len(batch) for batch in batches)
+        assert batches.padding_share(seconds) == pytest.approx(by_hand)
+        assert by_hand < most
+        at_random = np.random.default_rng(0).permutation(num).reshape(-1, 25)
+        assert 1 - seconds.sum() / sum(seconds[batch].max() * 25 for batch in at_random) > 0.4
+
+
+def test_texts_of_a_batch_are_alike_where_lengths_are() -> None:
+    seconds = speech_lengths(30_000)
+    tokens = seconds * np.random.default_rng(1).uniform(2.0, 4.5, len(seconds))
+    batches = plan_epoch(seconds, tokens, seed=1, epoch=0, batch_seconds=200, max_clips=64)
+    blind = plan_epoch(seconds, np.zeros(len(seconds)), seed=1, epoch=0, batch_seconds=200, max_clips=64)
+    assert batches.padding_share(tokens) < 0.08 < 0.2 < blind.padding_share(tokens)
+
+
+def test_batches_have_other_members_and_another_order_each_epoch() -> None:
+    seconds = speech_lengths(4000)
+    first, second = plan(seconds), plan(seconds, epoch=1)
+    repeated = {frozenset(batch) for batch in first} & {frozenset(batch) for batch in second}
+    assert len(repeated) < 0.02 * len(first)  # pairs of the longest clips may meet again
+    longest = np.array([seconds[batch].max() for batch in first])
+    neighbours = np.corrcoef(longest[:-1], longest[1:])[0, 1]
+    assert abs(neighbours) < 0.2  # short and long batches follow one another at random
+
+
+def test_reading_stays_inside_a_window_of_groups() -> None:
+    seconds = speech_lengths(20_000)
+    groups = np.arange(20_000) // 100  # 200 row groups
+    batches = plan(seconds, groups=groups, window_rows=1000)
+    assert batches.padding_share(seconds) < 0.08
+    first_seen: dict[int, int] = {}
+    last_seen: dict[int, int] = {}
+    for index, batch in enumerate(batches):
+        for group in groups[batch].tolist():
+            first_seen.setdefault(group, index)
+            last_seen[group] = index
+    open_groups = [
+        sum(first_seen[g] <= index <= last_seen[g] for g in first_seen) for index in range(len(batches))
+    ]
+    assert max(open_groups) == 10 and len(first_seen) == 200
+    assert sorted(first_seen, key=first_seen.__getitem__) != sorted(first_seen)  # in random order
+
+
+def test_a_plan_is_a_sequence() -> None:
+    batches = plan(speech_lengths(200))
+    listed = list(batches)
+    assert batches[0] == listed[0] and batches[-1] == listed[-1] and batches[1:3] == listed[1:3]
+    assert len(batches) == len(listed)
+    with pytest.raises(IndexError):
+        batches[len(batches)]
+    assert len(plan([])) == 0 and list(plan([])) == [] and plan([]).padding_share(np.zeros(0)) == 0.0

@@ -1,0 +1,235 @@
+"""From sources to batches: the same for any number of workers and after any restart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from tests.data.clips import RATE, MelProcessor, clip, loquacious_row, spoken, write_manifest, write_parquet
+from tiny_audio.data.augment import Augmentation
+from tiny_audio.data.loader import TrainData
+from tiny_audio.data.sources import open_source, open_sources
+from tiny_audio.errors import UserError
+
+LENGTHS = [0.3 + 0.1 * (number % 9) for number in range(30)]
+HEAVY = {
+    "speed": [0.8, 1.2], "speed_probability": 0.7, "tempo": [0.9, 1.1], "tempo_probability": 0.3,
+    "noise_probability": 0.5,
+    "reverb_probability": 0.5, "band_limit_probability": 0.5, "gain_db": [-6, 6], "splice_probability": 0.4,
+    "time_masks": 1, "frequency_masks": 1,
+}  # fmt: skip
+
+
+def train_data(sources: Any, **changes: Any) -> TrainData:
+    settings: dict[str, Any] = {
+        "seed": 3,
+        "batch_seconds": 6.0,
+        "max_clips": 8,
+        "max_seconds": 20.0,
+    } | changes
+    return TrainData(open_sources(sources), MelProcessor(), **settings)
+
+
+def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    return first.keys() == second.keys() and all(
+        torch.equal(value, second[key]) if isinstance(value, torch.Tensor) else value == second[key]
+        for key, value in first.items()
+    )
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_manifest(tmp_path_factory.mktemp("clips"), LENGTHS, speaker="s")
+
+
+def test_an_epoch_holds_every_clip_once_with_its_own_text(manifest: Path) -> None:
+    data = train_data(manifest)
+    batches = list(data.batches(0))
+    assert len(batches) == data.num_batches(0)
+    ids = [name for batch in batches for name in batch["utterance_ids"]]
+    assert sorted(ids) == sorted(f"c{n}" for n in range(30))
+    for index, batch in enumerate(batches):
+        assert (batch["epoch"], batch["batch_index"]) == (0, index)
+        numbers = [int(name[1:]) for name in batch["utterance_ids"]]
+        assert spoken(batch) == [("clip " + "na " * number).strip() for number in numbers]
+        assert batch["audio_seconds"] == pytest.approx(sum(LENGTHS[number] for number in numbers))
+        assert batch["input_features"].shape[0] == len(numbers) <= 8
+        assert len(numbers) * max(LENGTHS[number] for number in numbers) <= 6.0
+    assert data.num_clips == 30 and data.hours == pytest.approx(sum(LENGTHS) / 3600)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_batches_do_not_depend_on_workers(manifest: Path, tmp_path: Path, num_workers: int) -> None:
+    shards = write_parquet(tmp_path / "x.parquet", [loquacious_row(number) for number in range(10)])
+    alone = train_data([manifest, shards], augmentation=HEAVY)
+    helped = train_data([manifest, shards], augmentation=HEAVY, num_workers=num_workers)
+    for epoch in (0, 1):
+        expected, found = list(alone.batches(epoch)), list(helped.batches(epoch))
+        assert len(expected) == len(found) > 5
+        assert all(same(first, second) for first, second in zip(expected, found, strict=True))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_going_on_in_the_middle_gives_the_very_same_batches(manifest: Path, num_workers: int) -> None:
+    whole = list(train_data(manifest, augmentation=HEAVY).batches(1))
+    again = train_data(manifest, augmentation=HEAVY, num_workers=num_workers)
+    for start in (3, 0, len(whole) - 1, len(whole)):  # the same loader, started over and over
+        rest = list(again.batches(1, start))
+        assert len(rest) == len(whole) - start
+        assert all(same(first, second) for first, second in zip(whole[start:], rest, strict=True))
+    interrupted = again.batches(0)
+    next(interrupted)
+    interrupted.close()
+    assert same(next(again.batches(1, 2)), whole[2])
+
+
+def test_epochs_and_seeds_differ_in_order_and_in_sound(manifest: Path) -> None:
+    def features(seed: int, epoch: int) -> dict[str, torch.Tensor]:
+        data = train_data(manifest, seed=seed, augmentation=HEAVY | {"splice_probability": 0.0}, max_clips=1)
+        return {batch["utterance_ids"][0]: batch["input_features"] for batch in data.batches(epoch)}
+
+    first = features(3, 0)
+    for other in (features(3, 1), features(4, 0)):
+        assert list(first) != list(other)
+        changed = [not torch.equal(first[name], other[name]) for name in first]
+        assert np.mean(changed) > 0.9
+
+
+def test_the_planner_knows_how_long_augmented_clips_are(manifest: Path) -> None:
+    data = train_data(manifest, augmentation=HEAVY, batch_seconds=3.0)
+    share = data.padding_share(0)
+    padded = heard = 0.0
+    for batch in data.batches(0):
+        seconds = batch["input_features"].shape[-1] * 0.01
+        assert len(batch["utterance_ids"]) == 1 or seconds * len(batch["utterance_ids"]) < 3.2
+        padded += seconds * len(batch["utterance_ids"])
+        heard += batch["audio_seconds"]
+    assert 1 - heard / padded == pytest.approx(share, abs=0.03)
+
+
+def test_spliced_rows_say_new_things_and_keep_their_ids(tmp_path: Path) -> None:
+    lines = []
+    for number in range(20):
+        words = ["one two", "three", "four five six"][number % 3].split()
+        soundfile.write(tmp_path / f"{number}.wav", clip(0.5 * len(words), number), RATE)
+        times = [[word, 0.5 * k + 0.05, 0.5 * k + 0.45] for k, word in enumerate(words)]
+        row = {"audio": f"{number}.wav", "text": " ".join(words), "speaker": "s", "words": times}
+        lines.append(json.dumps(row))
+    (tmp_path / "manifest.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    data = train_data(tmp_path, augmentation=Augmentation(splice_probability=1.0))
+    ids, texts = [], []
+    for batch in data.batches(0):
+        ids += batch["utterance_ids"]
+        texts += spoken(batch)
+    assert sorted(ids, key=int) == [str(number) for number in range(20)]
+    assert len(set(texts) - {"one two", "three", "four five six"}) >= 5
+    assert {word for text in texts for word in text.split()} <= {"one", "two", "three", "four", "five", "six"}
+
+
+def break_clips(folder: Path, numbers: list[int]) -> None:
+    """Damage that only reading shows: the manifest states the seconds."""
+    for number in numbers:
+        path = folder / f"c{number}.wav"
+        if number % 2:
+            path.write_bytes(b"RIFF but not really")
+        else:
+            soundfile.write(path, np.full(4000, np.nan), RATE, subtype="FLOAT")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_clips_that_cannot_be_read_are_named_and_the_batch_goes_on(tmp_path: Path, num_workers: int) -> None:
+    path = write_manifest(tmp_path, LENGTHS)
+    break_clips(tmp_path, [4, 7])
+    data = train_data(path, num_workers=num_workers)
+    for epoch in (0, 1):  # a clip that fails again is still one clip
+        ids = [name for batch in data.batches(epoch) for name in batch["utterance_ids"]]
+        assert sorted(ids) == sorted(f"c{n}" for n in range(30) if n not in (4, 7))
+    assert sorted(problem.name for problem in data.problems) == ["c4", "c7"]
+    assert "NaN" in str(data.problems) and "not audio" in str(data.problems)
+    assert any("left out 2 clips, unusable: c" in line for line in data.summary())
+
+
+def test_a_batch_that_loses_all_its_clips_is_passed_over_and_the_numbers_stay(tmp_path: Path) -> None:
+    path = write_manifest(tmp_path, [0.5] * 6)
+    break_clips(tmp_path, [1])
+    data = train_data(path, max_clips=1)
+    healthy = train_data(write_manifest(tmp_path / "healthy", [0.5] * 6), max_clips=1)
+    expected = {
+        b["batch_index"]: b["utterance_ids"] for b in healthy.batches(0) if b["utterance_ids"] != ["c1"]
+    }
+    assert {batch["batch_index"]: batch["utterance_ids"] for batch in data.batches(0)} == expected
+    assert len(expected) == 5 and data.batches_lost == 1 and data.num_batches(0) == 6
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_too_many_unreadable_clips_stop_the_run_with_one_line(tmp_path: Path, num_workers: int) -> None:
+    path = write_manifest(tmp_path, LENGTHS)
+    break_clips(tmp_path, list(range(8)))
+    data = train_data(path, num_workers=num_workers)
+    with pytest.raises(UserError) as caught:
+        list(data.batches(0))
+    message = str(caught.value)
+    assert "of 30 rows cannot be used, more than the 3 that data.max_bad_fraction=0.01 allows" in message
+    assert "\n" not in message and "Traceback" not in message and message.count("c0") <= 2
+    patient = train_data(path, max_bad_fraction=0.5)
+    assert sum(len(batch["utterance_ids"]) for batch in patient.batches(0)) == 22
+
+
+def test_too_many_bad_rows_of_the_scan_stop_the_run_before_it_begins(tmp_path: Path) -> None:
+    path = write_manifest(tmp_path, [0.3] * 4)
+    with path.open("a", encoding="utf-8") as file:
+        file.write("{}\n" * 4)
+    with pytest.raises(UserError, match=r'4 of 8 rows cannot be used.*manifest.jsonl line 5: has no "audio"'):
+        train_data(path)
+
+
+class PickyProcessor(MelProcessor):
+    def assemble(self, features: torch.Tensor, text: str | None) -> dict[str, Any]:
+        raise UserError("the tokenizer knows no letters; choose another")
+
+
+def test_an_error_of_a_worker_arrives_as_its_one_line(manifest: Path) -> None:
+    data = TrainData(
+        open_source(manifest), PickyProcessor(), seed=1, batch_seconds=5, max_clips=4, num_workers=2
+    )
+    with pytest.raises(UserError) as caught:
+        next(data.batches(0))
+    assert str(caught.value) == "the tokenizer knows no letters; choose another"
+
+
+def test_filters_count_and_name_what_they_leave_out(tmp_path: Path) -> None:
+    path = write_manifest(tmp_path, [0.05, 0.5, 0.6, 3.0, 3.5])
+    extra = [
+        {"audio": "c1.wav", "text": "<unk>", "id": "markup"},
+        {"audio": "c1.wav", "text": "  ", "id": "silence"},
+        {"audio": "c1.wav", "text": "LOUD [noise] WORDS", "id": "loud"},
+    ]
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in extra)
+    data = train_data(path, min_seconds=0.1, max_seconds=2.0)
+    assert data.left_out == {
+        "shorter than data.min_seconds=0.1": ["c0"],
+        "longer than data.max_seconds=2": ["c3", "c4"],
+        "nothing but markup in the transcript": ["markup"],
+    }
+    texts = {
+        name: text
+        for batch in data.batches(0)
+        for name, text in zip(batch["utterance_ids"], spoken(batch), strict=True)
+    }
+    assert texts == {"c1": "clip na", "c2": "clip na na", "silence": "", "loud": "loud words"}
+    summary = data.summary()
+    assert "4 clips" in summary[0] and "padding" in summary[0]
+    assert "left out 2 clips, longer than data.max_seconds=2: c3, c4" in summary
+    raw = train_data(path, min_seconds=0.1, max_seconds=2.0, clean_text=False)
+    assert any("LOUD [noise] WORDS" in spoken(batch) for batch in raw.batches(0))
+    with pytest.raises(
+        UserError, match=r"no clip is left to train on \(left out 7 clips, longer .* 1 clip, shorter"
+    ):
+        train_data(path, max_seconds=0.2, min_seconds=0.1)
