@@ -9,8 +9,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.pop("TINY_AUDIO_MODELS", None)
 
-import torch  # noqa: E402
-from transformers.utils import logging  # noqa: E402
+import torch
+from transformers.utils import logging
 
 torch.set_num_threads(1)
 logging.disable_progress_bar()

@@ -115,3 +115,12 @@ def test_a_plan_is_a_sequence() -> None:
     with pytest.raises(IndexError):
         batches[len(batches)]
     assert len(plan([])) == 0 and list(plan([])) == [] and plan([]).padding_share(np.zeros(0)) == 0.0
+
+
+def test_short_first_goes_from_short_to_long_with_the_same_batches() -> None:
+    seconds = speech_lengths(400)
+    usual, ordered = plan(seconds), plan(seconds, short_first=True)
+    assert sorted(map(sorted, usual)) == sorted(map(sorted, ordered))
+    longest = [max(seconds[row] for row in batch) for batch in ordered]
+    assert all(later > 0.9 * earlier for earlier, later in zip(longest, longest[1:], strict=False))
+    assert longest[-1] > 4 * longest[0]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +204,27 @@ def test_an_error_of_a_worker_arrives_as_its_one_line(manifest: Path) -> None:
     with pytest.raises(UserError) as caught:
         next(data.batches(0))
     assert str(caught.value) == "the tokenizer knows no letters; choose another"
+
+
+def test_workers_leave_ctrl_c_to_the_main_process() -> None:
+    program = (
+        "import signal, torch; from tiny_audio.data.loader import _start_worker; _start_worker(0);"
+        "signal.raise_signal(signal.SIGINT); print('still here', torch.get_num_threads())"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "still here 1"
+
+
+def test_closing_ends_the_workers_and_going_on_starts_them_again(manifest: Path) -> None:
+    data = train_data(manifest, num_workers=2)
+    before = {process.pid for process in multiprocessing.active_children()}
+    batches = data.batches(0)
+    first = next(batches)
+    assert len({process.pid for process in multiprocessing.active_children()} - before) == 2
+    batches.close()
+    data.close()
+    assert not {process.pid for process in multiprocessing.active_children()} - before
+    assert same(next(data.batches(0)), first)
 
 
 def test_filters_count_and_name_what_they_leave_out(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 
 from tests.data.clips import RATE, clip, write_manifest
+from tiny_audio.data import corpus
 from tiny_audio.data.source import allowed_problems, check_problems
 from tiny_audio.data.sources import open_source, open_sources
 from tiny_audio.data.utterance import Problem, Word
@@ -219,3 +220,16 @@ def test_how_many_bad_rows_are_too_many() -> None:
         "f3.wav: holds no samples; "
         "f4.wav: holds no samples; and 3 more"
     )
+
+
+def test_the_embedded_corpus_is_a_source() -> None:
+    source = open_source("corpus:dev")
+    rows = source.utterances()
+    source.prepare()
+    streams_read = corpus._stream.cache_info().currsize
+    for row in rows[:: len(rows) // 20]:
+        assert len(source.read(row)) == pytest.approx(row.seconds * RATE, abs=1)  # type: ignore[operator]
+        assert row.words is None or [word.text for word in row.words] == row.text.split()
+    assert corpus._stream.cache_info().currsize == streams_read > 0
+    with pytest.raises(AudioError, match=r"longer than the limit of 0\.1 s"):
+        source.read(rows[0], max_seconds=0.1)

@@ -205,7 +205,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
 
 def test_same_seed_same_weights_and_golden_loss() -> None:
     config = tiny_config()
-    first, processor = build_model(config)
+    first, _ = build_model(config)
     second, _ = build_model(config)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert architecture(LLAMA).hidden_size == first.config.text_config.hidden_size

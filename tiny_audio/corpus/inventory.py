@@ -30,8 +30,7 @@ class Item:
 
 def requests(voice: Voice) -> list[kokoro.Request | tuple[tuple[str, ...], str, dict[str, float]]]:
     if voice.engine == "kokoro":
-        strings, short_strings = (3, 3) if voice.name == "blend" else (5, 4)
-        return list(kokoro.plan(voice.id.removeprefix("kokoro-"), voice.accents, DIGITS, strings, short_strings))
+        return list(kokoro.plan(voice.id.removeprefix("kokoro-"), voice.accents, DIGITS))
     rng = random.Random(f"inventory {voice.id}")
     settings: list = []
     for _ in range(3 if voice.engine in ("espeak", "piper") else 2):

@@ -1,11 +1,21 @@
 """Makes the embedded corpus of spoken digit strings.
 
     python -m tiny_audio.corpus.make_corpus --out tiny_audio/corpus/digits.zip [--utterances 4500] [--seed 0]
-        [--engines espeak,flite,...] [--kokoro-styles DIR] [--blends 16] [--cache DIR] [--processes 2]
+        [--engines espeak,flite,...] [--kokoro-styles DIR] [--blends 0] [--cache DIR] [--processes 2]
 
 Needs the engines that it names when they are missing, and `pip install pyworld`. What the engines say goes to a
 cache folder first (the slow part: Kokoro takes about a second of one core for a second of speech), so a second
-run with other numbers takes minutes. The same seed and engine versions give the same corpus.
+run with other numbers takes minutes.
+
+The defaults are those of the committed `digits.zip`. From one cache the same seed gives the same clips and index;
+the bytes of the streams differ, since libsndfile numbers its Ogg streams at random. A fresh cache repeats flite's
+sound exactly; espeak-ng's changes a little from run to run, because its voices flutter from call to call.
+
+Known flaws of that file, kept here so that the generator stays its source: `Kokoro.speak` takes a word to start
+where the duration predictor puts its first phoneme, but it is heard earlier, half of them by more than 0.12 s where
+a word is said alone. So word times of Kokoro's voices start late, and clips made of its single words have lost the
+beginning of them. Some times of espeak-ng's non-English voices are wrong as well (an end event without a word is
+taken for a word).
 """
 
 from __future__ import annotations
@@ -80,7 +90,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--engines", default="espeak,flite,festival,piper,kokoro", help="comma-separated")
     parser.add_argument("--kokoro-styles", type=Path, default=Path("node_modules/kokoro-js/voices"))
     parser.add_argument(
-        "--blends", type=int, default=16, help="mixtures of Kokoro's training voices (default 16)"
+        "--blends", type=int, default=0, help="mixtures of Kokoro's training voices (default 0)"
     )
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "tiny-audio-corpus")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)

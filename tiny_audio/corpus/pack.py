@@ -83,7 +83,7 @@ def write(path: Path, streams: dict[str, bytes], rows: list[dict]) -> None:
 
 
 def _add(archive: zipfile.ZipFile, name: str, blob: bytes, method: int) -> None:
-    """With a fixed date, so that equal contents make an equal file."""
+    """With a fixed date: the time of making is no part of the contents."""
     entry = zipfile.ZipInfo(name, (2020, 1, 1, 0, 0, 0))
     entry.compress_type = method
     archive.writestr(entry, blob)

@@ -51,7 +51,7 @@ KOKORO_TRAIN = (
     "jf_gongitsune", "jf_nezumi", "jf_tebukuro", "jm_kumo", "pf_dora", "pm_santa", "zf_xiaobei", "zf_xiaoni",
     "zf_xiaoyi", "zm_yunxi", "zm_yunxia", "zm_yunyang",
 )  # fmt: skip
-# am_michael and its like breathe, whisper or croak; af_nicole whispers throughout: kept, but rarer.
+# af_nicole whispers throughout: kept, but rarer.
 KOKORO_WEIGHTS = {"af_nicole": 0.4}
 
 FLITE = (("kal16", "kal", "train"), ("slt", "slt", "train"), ("awb", "awb", "train"), ("rms", "rms", "test"))

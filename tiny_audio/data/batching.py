@@ -67,6 +67,7 @@ def plan_epoch(
     max_clips: int,
     groups: np.ndarray | None = None,
     window_rows: int = WINDOW_ROWS,
+    short_first: bool = False,
 ) -> EpochPlan:
     """Cut an epoch into batches: every row once, in an order that depends on nothing but the arguments.
 
@@ -77,6 +78,7 @@ def plan_epoch(
         max_clips: most rows of a batch.
         groups: (rows,) rows of one number lie together; negative: anywhere. None: all rows lie anywhere.
         window_rows: how many rows are mixed at a time where rows lie in groups.
+        short_first: batches of a window go from short to long instead of at random (SortaGrad, arXiv:1512.02595).
     """
     seconds = np.asarray(seconds, dtype=np.float64)
     token_counts = np.asarray(token_counts, dtype=np.float64)
@@ -88,9 +90,10 @@ def plan_epoch(
         rows = window[order]
         starts = _cut(seconds[rows], batch_seconds, max_clips)
         batches = np.split(rows, starts[1:])
-        shuffled = [batches[i] for i in generator.permutation(len(batches))]
-        orders.extend(shuffled)
-        sizes.append(np.array([len(batch) for batch in shuffled], dtype=np.int64))
+        turns = generator.permutation(len(batches))
+        ordered = batches if short_first else [batches[i] for i in turns]
+        orders.extend(ordered)
+        sizes.append(np.array([len(batch) for batch in ordered], dtype=np.int64))
     order = np.concatenate(orders) if orders else np.zeros(0, np.int64)
     bounds = (
         np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(sizes))])

@@ -95,6 +95,7 @@ class TrainData:
         min_seconds, max_seconds: shorter and longer clips are left out and reported.
         max_bad_fraction: share of rows that may be unusable (at least 3 rows) before the run stops.
         clean_text: apply `clean_transcript`.
+        short_first: the first epoch goes from short clips to long ones, where alignment is easier to find.
 
     Attributes:
         num_clips, hours: of what is trained on in an epoch, before augmentation.
@@ -118,6 +119,7 @@ class TrainData:
         max_seconds: float = 30.0,
         max_bad_fraction: float = 0.01,
         clean_text: bool = True,
+        short_first: bool = False,
     ) -> None:
         self._sources = [sources] if isinstance(sources, Source) else list(sources)
         self._processor = processor
@@ -128,29 +130,52 @@ class TrainData:
         self._augmentation = Augmentation.from_config(augmentation)
         self._max_seconds = max_seconds
         self._max_bad_fraction = max_bad_fraction
+        self._clean_text = clean_text
+        self._short_first = short_first
         self._name = ", ".join(source.name for source in self._sources)
         self._problems = {str(problem): problem for source in self._sources for problem in source.problems}
         self.left_out: dict[str, list[str]] = defaultdict(list)
         self.batches_lost = 0
-        self._scan(min_seconds, clean_text)
+        self._scan(min_seconds)
         self._planned: tuple[int, EpochPlan, np.ndarray, np.ndarray, dict[int, Recipe]] | None = None
-        reader = BatchReader(self._sources, processor, self._augmentation, seed, max_seconds, clean_text)
         self._order = _PlannedOrder()
-        self._loader = DataLoader(
+        self._loader = self._make_loader()
+        if num_workers == 0 or sys.platform == "linux":  # elsewhere workers share nothing with this process
+            for source in self._sources:
+                source.prepare()
+
+    def _make_loader(self) -> DataLoader:
+        """Workers start with its first batch, live through all epochs, and end with it."""
+        workers: dict[str, Any] = {}
+        if self._num_workers > 0:
+            workers = {
+                "num_workers": self._num_workers,
+                "persistent_workers": True,
+                "prefetch_factor": BATCHES_AHEAD_OF_A_WORKER,
+                "worker_init_fn": _start_worker,
+                # A fork starts at once and shares what is in memory; elsewhere it is unsafe or missing.
+                "multiprocessing_context": "fork" if sys.platform == "linux" else "spawn",
+            }
+        reader = BatchReader(
+            self._sources,
+            self._processor,
+            self._augmentation,
+            self._seed,
+            self._max_seconds,
+            self._clean_text,
+        )
+        return DataLoader(
             reader,
             batch_size=None,
             sampler=self._order,
             collate_fn=_unchanged,
-            num_workers=num_workers,
-            worker_init_fn=_start_worker,
-            persistent_workers=num_workers > 0,
-            prefetch_factor=BATCHES_AHEAD_OF_A_WORKER if num_workers > 0 else None,
             pin_memory=torch.cuda.is_available(),
-            # A fork starts at once and shares what is in memory; elsewhere it is unsafe or missing.
-            multiprocessing_context=("fork" if sys.platform == "linux" else "spawn")
-            if num_workers > 0
-            else None,
+            **workers,
         )
+
+    def close(self) -> None:
+        """End the worker processes. `batches` would start them again."""
+        self._loader = self._make_loader()
 
     @property
     def num_clips(self) -> int:
@@ -193,20 +218,32 @@ class TrainData:
             UserError: more rows turned out unreadable than `max_bad_fraction` allows.
         """
         self._order.batches = self._batch_plans(epoch, start_batch)
+        failure: str | None = None
         for loaded in self._loader:
-            if loaded.error is not None:
-                raise UserError(loaded.error)
-            if loaded.problems:
-                self._problems.update((str(problem), problem) for problem in loaded.problems)
-                self._check_problems()
+            failure = loaded.error or self._note_problems(loaded.problems)
+            if failure is not None:
+                break
             if loaded.batch is None:
                 self.batches_lost += 1
                 continue
             yield {**loaded.batch, "epoch": epoch, "batch_index": loaded.index}
+        if failure is not None:
+            # Left to the garbage collector, workers take 10 s to end.
+            self.close()
+            raise UserError(failure)
+
+    def _note_problems(self, problems: Sequence[Problem]) -> str | None:
+        """Keeps `problems`; returns the report of too many."""
+        self._problems.update((str(problem), problem) for problem in problems)
+        try:
+            self._check_problems()
+        except UserError as error:
+            return str(error)
+        return None
 
     # What is trained on -------------------------------------------------------------------------------------
 
-    def _scan(self, min_seconds: float, clean_text: bool) -> None:
+    def _scan(self, min_seconds: float) -> None:
         """Looks at the metadata of every row once and keeps about 30 bytes of it."""
         starts = np.cumsum([0, *(len(source.utterances()) for source in self._sources)])
         num_rows = int(starts[-1])
@@ -223,7 +260,7 @@ class TrainData:
             for row, utterance in enumerate(
                 show_progress(rows, "reading transcripts", len(rows)), start=int(start)
             ):
-                text = clean_transcript(utterance.text) if clean_text else utterance.text
+                text = clean_transcript(utterance.text) if self._clean_text else utterance.text
                 reason = self._reason_to_leave_out(self._seconds[row], min_seconds, utterance.text, text)
                 if reason is not None:
                     self.left_out[reason].append(utterance.id)
@@ -292,6 +329,7 @@ class TrainData:
                 batch_seconds=self._batch_seconds,
                 max_clips=self._max_clips,
                 groups=None if self._groups is None else self._groups[rows],
+                short_first=self._short_first and epoch == 0,
             )
             self._planned = (epoch, plan, rates, lengths, recipes)
         return self._planned

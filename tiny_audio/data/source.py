@@ -55,6 +55,9 @@ class Source(ABC):
         """int64 (rows,): rows of one number are cheap to read together; None: all are read one by one."""
         return None
 
+    def prepare(self) -> None:  # noqa: B027 (most sources have nothing to prepare)
+        """Do once, before worker processes start, what they would otherwise each do at first reading."""
+
     def require_rows(self) -> None:
         """Raise UserError if no row is usable."""
         if len(self.utterances()) == 0:

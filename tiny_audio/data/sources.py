@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,14 @@ class CorpusSource(Source):
 
     def utterances(self) -> Sequence[Utterance]:
         return self._utterances
+
+    def prepare(self) -> None:
+        """Decode the streams that hold the clips, on all cores: random batches want all of them at once."""
+        from tiny_audio.data import corpus
+
+        one_of_each_stream = {entry.stream: entry for entry in self._entries}
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(corpus.read_audio, one_of_each_stream.values()))
 
     def read(self, utterance: Utterance, max_seconds: float | None = None) -> np.ndarray:
         from tiny_audio.data import corpus

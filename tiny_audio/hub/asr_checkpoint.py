@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
@@ -68,12 +68,12 @@ def fingerprint(tower: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def split_causal_lm(causal_lm: nn.Module) -> tuple[nn.Module, nn.Module]:
+def split_causal_lm(causal_lm: PreTrainedModel) -> tuple[PreTrainedModel, nn.Module]:
     """A stock causal LM to its trunk and its output head."""
     return causal_lm.base_model, causal_lm.get_output_embeddings()
 
 
-def fit_vocabulary(causal_lm: nn.Module, num_tokens: int) -> None:
+def fit_vocabulary(causal_lm: PreTrainedModel, num_tokens: int) -> None:
     """Grows the embedding table, where the tokenizer outgrew it, by rows that are the mean of the old ones.
 
     The mean and not a random draw, because an adapter checkpoint does not hold these rows: they are made again at
@@ -91,7 +91,7 @@ def fit_vocabulary(causal_lm: nn.Module, num_tokens: int) -> None:
 
 def load_decoder(
     name_or_path: str, revision: str | None = None, dtype: torch.dtype | None = None
-) -> nn.Module:
+) -> PreTrainedModel:
     """A pretrained causal LM. Raises OSError with one clear line when it cannot be found."""
     where = resolve_model_path(name_or_path)
     try:
@@ -113,7 +113,7 @@ def load_tokenizer(name_or_path: str, revision: str | None = None) -> Any:
         ) from error
 
 
-def embedding_rms(table: nn.Module) -> float:
+def embedding_rms(table: nn.Embedding) -> float:
     """Root mean square of the token embeddings as the decoder sees them (Gemma scales them inside the table)."""
     ids = torch.arange(
         0, table.num_embeddings, max(table.num_embeddings // 4096, 1), device=table.weight.device
@@ -147,12 +147,12 @@ def is_left_to_base(name: str, config: TinyAudioConfig) -> bool:
     return False
 
 
-def own_state_dict(model: nn.Module) -> dict[str, Tensor]:
+def own_state_dict(model: PreTrainedModel) -> dict[str, Tensor]:
     """What a checkpoint of `model` holds: all that its bases do not supply."""
     return {name: w for name, w in model.state_dict().items() if not is_left_to_base(name, model.config)}
 
 
-def load_own_state_dict(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+def load_own_state_dict(model: PreTrainedModel, state: dict[str, Tensor], source: str) -> None:
     """Loads a checkpoint's weights strictly. Raises ValueError naming what is missing, extra or misshapen."""
     current = model.state_dict()
     expected = {name for name in current if not is_left_to_base(name, model.config)}
@@ -199,18 +199,19 @@ def check_base(tower: nn.Module, base: dict | None, what: str) -> None:
 def load_bases(config: TinyAudioConfig, dtype: torch.dtype | None) -> dict[str, nn.Module]:
     """The towers that a checkpoint leaves to its base models, as arguments for the model's constructor."""
     parts: dict[str, nn.Module] = {}
+    encoder_base: Any = config.encoder_base
+    decoder_base: Any = config.decoder_base
+    text_config: Any = config.text_config
     if not config.encoder_in_checkpoint:
-        base = config.encoder_base
         parts["audio_tower"] = load_encoder(
-            resolve_model_path(base["name"]), revision=base.get("revision"), dtype=dtype
+            resolve_model_path(encoder_base["name"]), revision=encoder_base.get("revision"), dtype=dtype
         )
-        check_base(parts["audio_tower"], base, "encoder")
+        check_base(parts["audio_tower"], encoder_base, "encoder")
     if not config.decoder_in_checkpoint:
-        base = config.decoder_base
-        causal_lm = load_decoder(base["name"], revision=base.get("revision"), dtype=dtype)
-        fit_vocabulary(causal_lm, config.text_config.vocab_size)
+        causal_lm = load_decoder(decoder_base["name"], revision=decoder_base.get("revision"), dtype=dtype)
+        fit_vocabulary(causal_lm, text_config.vocab_size)
         parts["language_model"], parts["lm_head"] = split_causal_lm(causal_lm)
-        check_base(parts["language_model"], base, "language model")
+        check_base(parts["language_model"], decoder_base, "language model")
     return parts
 
 

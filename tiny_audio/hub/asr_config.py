@@ -61,15 +61,14 @@ class TinyAudioConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.audio_config = _as_config(self.audio_config, "whisper")
-        self.text_config = _as_config(self.text_config, "llama")
-        self.tie_word_embeddings = bool(self.text_config.tie_word_embeddings)
+        towers = (_as_config(self.audio_config, "whisper"), _as_config(self.text_config, "llama"))
+        self.audio_config, self.text_config = towers
+        self.tie_word_embeddings = bool(towers[1].tie_word_embeddings)
         if self.format_version > FORMAT_VERSION:
             raise ValueError(
                 f"this checkpoint has format_version {self.format_version}; this code reads up to {FORMAT_VERSION}: "
                 "update tiny-audio, or load it with trust_remote_code=True to use the code it carries"
             )
-        towers = (self.audio_config, self.text_config)
         chosen = [tower._attn_implementation for tower in towers]
         super().__post_init__(**kwargs)
         for tower, implementation in zip(towers, chosen, strict=True):

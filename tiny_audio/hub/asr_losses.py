@@ -89,7 +89,10 @@ def ctc_loss_per_clip(
 
 
 def alignment_loss(logits: Tensor, lengths: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """CTC of the alignment head: `logits (B, F, V)` against `targets (B, C)` padded with -1. See `ctc_loss_per_clip`."""
+    """CTC of the alignment head: `logits (B, F, V)` against `targets (B, C)` padded with -1.
+
+    Returns what `ctc_loss_per_clip` does.
+    """
     target_lengths = (targets != CTC_PADDING).sum(dim=1)
     return ctc_loss_per_clip(logits.float().log_softmax(dim=-1), lengths, targets, target_lengths)
 

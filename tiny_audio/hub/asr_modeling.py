@@ -1,7 +1,7 @@
 """The model: an audio encoder, a projector and a causal language model that reads audio tokens among words.
 
-Legend: B batch, L feature frames (mel) or samples (waveform), F encoder frames, P audio tokens of a clip, A audio tokens of
-the whole batch, T text tokens, D_e encoder width, D_t decoder width, V vocabulary.
+Legend: B batch, L feature frames (mel) or samples (waveform), F encoder frames, P audio tokens of a clip,
+A audio tokens of the whole batch, T text tokens, D_e encoder width, D_t decoder width, V vocabulary.
 
 Modules are named as in transformers' own audio-language models: `model.audio_tower`,
 `model.multi_modal_projector`, `model.language_model` and `lm_head`.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,8 @@ class TinyAudioOutput(ModelOutput):
     Args:
         loss: scalar, when labels were given: each loss term divided by its normaliser, weighted and summed.
         logits: (B, T, V) without labels; None with labels, which are scored at their own positions only.
-        loss_sums: with labels, the terms of the loss before normalising, as sums over the batch: "lm", "ctc", "embedding", "balance".
+        loss_sums: with labels, the terms of the loss before normalising, as sums over the batch:
+            "lm", "ctc", "embedding", "balance".
         infeasible: with labels, the number of CTC targets longer than their frames allow.
         audio_features: the `AudioFeatures`, when audio was given.
     """
@@ -99,7 +100,7 @@ class TinyAudioPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _no_split_modules: list[str] = []
+    _no_split_modules: ClassVar[list[str]] = []
     _skip_keys_device_placement = "past_key_values"
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -113,7 +114,7 @@ class TinyAudioModel(TinyAudioPreTrainedModel):
         self,
         config: TinyAudioConfig,
         audio_tower: nn.Module | None = None,
-        language_model: nn.Module | None = None,
+        language_model: PreTrainedModel | None = None,
     ):
         super().__init__(config)
         self.audio_tower = build_encoder(config.audio_config) if audio_tower is None else audio_tower
@@ -129,7 +130,7 @@ class TinyAudioModel(TinyAudioPreTrainedModel):
         self.encoder_geometry = encoder_geometry(config.audio_config)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> nn.Embedding:
         return self.language_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -178,6 +179,7 @@ class TinyAudioModel(TinyAudioPreTrainedModel):
         embeddings = self.get_input_embeddings()(input_ids)
         if audio is None:
             return embeddings
+        assert audio.pooler_output is not None
         placeholders = input_ids == self.config.audio_token_id  # (B, T)
         if audio.pooler_output.device.type == "cpu" and int(placeholders.sum()) != len(audio.pooler_output):
             raise ValueError(
@@ -200,8 +202,10 @@ class TinyAudioModel(TinyAudioPreTrainedModel):
     ) -> TinyAudioOutput:
         audio = None
         if input_features is not None:
+            assert input_features_mask is not None, "input_features come with their input_features_mask"
             audio = self.get_audio_features(input_features, input_features_mask)
         if inputs_embeds is None:
+            assert input_ids is not None, "give input_ids or inputs_embeds"
             inputs_embeds = self.splice(input_ids, audio)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
@@ -218,18 +222,20 @@ class TinyAudioModel(TinyAudioPreTrainedModel):
 class TinyAudioForConditionalGeneration(TinyAudioPreTrainedModel, GenerationMixin):
     """The speech recogniser: `TinyAudioModel`, the decoder's head, and the heads that learn alignment."""
 
-    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tied_weights_keys: ClassVar[dict[str, str]] = {
+        "lm_head.weight": "model.language_model.embed_tokens.weight"
+    }
 
     def __init__(
         self,
         config: TinyAudioConfig,
         audio_tower: nn.Module | None = None,
-        language_model: nn.Module | None = None,
+        language_model: PreTrainedModel | None = None,
         lm_head: nn.Module | None = None,
     ):
         super().__init__(config)
         self.model = TinyAudioModel(config, audio_tower, language_model)
-        text_config = config.text_config
+        text_config: Any = config.text_config
         if lm_head is None:
             lm_head = nn.Linear(text_config.hidden_size, text_config.vocab_size, bias=False)
         self.lm_head = lm_head
@@ -275,7 +281,7 @@ class TinyAudioForConditionalGeneration(TinyAudioPreTrainedModel, GenerationMixi
         super().save_pretrained(folder, state_dict=state, **kwargs)
         copy_code(Path(folder))
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> nn.Embedding:
         return self.model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -329,9 +335,10 @@ class TinyAudioForConditionalGeneration(TinyAudioPreTrainedModel, GenerationMixi
                 attention mask: causal attention never looks at padding behind it.
             ctc_labels: (B, C) classes of the alignment head, padded with -1.
             loss_weights: default: the language model's loss alone.
-            normalizers: what each term's sum is divided by ("lm": label tokens, "ctc": characters, "embedding": text tokens,
-                "balance": clips); default: this batch's own counts. With gradient accumulation or several
-                processes, the counts of the whole step make the gradient that of one big batch.
+            normalizers: what each term's sum is divided by ("lm": label tokens, "ctc": characters,
+                "embedding": text tokens, "balance": clips); default: this batch's own counts. With gradient
+                accumulation or several processes, the counts of the whole step make the gradient that of
+                one big batch.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -362,7 +369,8 @@ class TinyAudioForConditionalGeneration(TinyAudioPreTrainedModel, GenerationMixi
         )
         scale = {"lm": 1.0, "ctc": weights.ctc, "embedding": weights.embedding, "balance": weights.balance}
         counts = counts if normalizers is None else normalizers
-        result.loss = sum(scale[name] * term / max(counts[name], 1) for name, term in sums.items())
+        terms = [scale[name] * term / max(counts[name], 1) for name, term in sums.items()]
+        result.loss = sum(terms[1:], start=terms[0])
         result.loss_sums = {name: term.detach() for name, term in sums.items()}
         return result
 
@@ -373,14 +381,15 @@ class TinyAudioForConditionalGeneration(TinyAudioPreTrainedModel, GenerationMixi
         ctc_labels: Tensor | None,
         audio: AudioFeatures | None,
         weights: LossWeights,
-    ) -> tuple[dict[str, Tensor], dict[str, int], Tensor]:
+    ) -> tuple[dict[str, Tensor], dict[str, float], Tensor]:
         targets = labels[:, 1:]  # a position predicts the next token
         scored = targets != IGNORE_LABEL  # (B, T - 1)
         logits = self.compute_logits(hidden_states[:, :-1][scored])  # (label positions, V)
         sums = {"lm": language_model_loss(logits, targets[scored])}
-        counts = {"lm": len(logits)}
+        counts: dict[str, float] = {"lm": len(logits)}
         infeasible = torch.zeros((), dtype=torch.long, device=labels.device)
         if weights.ctc and audio is not None and ctc_labels is not None:
+            assert audio.last_hidden_state is not None and audio.frame_lengths is not None
             ctc_logits = self.ctc_logits(audio.last_hidden_state)
             per_clip, impossible = alignment_loss(ctc_logits, audio.frame_lengths, ctc_labels)
             sums["ctc"], infeasible = per_clip.sum(), infeasible + impossible.sum()
@@ -398,6 +407,7 @@ class TinyAudioForConditionalGeneration(TinyAudioPreTrainedModel, GenerationMixi
     ) -> tuple[Tensor, Tensor]:
         if self.embedding_ctc is None:
             raise ValueError("the embedding loss needs a model built with embedding_ctc=true")
+        assert audio.pooler_output is not None and audio.token_lengths is not None
         # The end token is written, not heard: the last label of each row is left out.
         rows = [row[row != IGNORE_LABEL][:-1] for row in labels]
         targets = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=CTC_PADDING)  # (B, C)
@@ -419,16 +429,20 @@ class TinyAudioForConditionalGeneration(TinyAudioPreTrainedModel, GenerationMixi
         stopping_criteria: StoppingCriteriaList | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Token ids of the transcripts, `(B, new tokens)` without the prompt; all of `GenerationMixin.generate`'s options.
+        """Token ids of the transcripts, `(B, new tokens)` without the prompt.
 
-        The audio is encoded once, whatever the number of beams. Without `max_new_tokens` or `max_length`, each clip may
-        grow to what can be said in its own length, independent of its batch mates.
+        Takes all of `GenerationMixin.generate`'s options. The audio is encoded once, whatever the number of
+        beams. Without `max_new_tokens` or `max_length`, each clip may grow to what can be said in its own
+        length, independent of its batch mates.
         """
         if input_features is None:
             return super().generate(
                 input_ids, attention_mask=attention_mask, stopping_criteria=stopping_criteria, **kwargs
             )
+        assert input_ids is not None, "audio comes with a prompt: give input_ids"
+        assert input_features_mask is not None, "input_features come with their input_features_mask"
         audio = self.get_audio_features(input_features, input_features_mask)
+        assert audio.frame_lengths is not None
         embeddings = self.model.splice(input_ids, audio)
         given = kwargs.get("generation_config")
         if not any(kwargs.get(key) or getattr(given, key, None) for key in ("max_new_tokens", "max_length")):

@@ -161,8 +161,9 @@ class TinyAudioProcessor(ProcessorMixin):
     def features(self, waveform: np.ndarray) -> Tensor:
         """A waveform (S,) in float32 at 16 kHz to features (n_mels, L), or (L,) for encoders that hear samples.
 
-        Extracted for each clip alone: Whisper's log-mel floor and the normalisers' statistics would otherwise depend on the
-        batch. Raises ValueError for what is not a finite mono waveform, or is longer than `max_seconds`.
+        Extracted for each clip alone: Whisper's log-mel floor and the normalisers' statistics would otherwise
+        depend on the batch. Raises ValueError for what is not a finite mono waveform, or is longer than
+        `max_seconds`.
         """
         waveform = np.asarray(waveform, dtype=np.float32)
         if waveform.ndim != 1:
@@ -260,7 +261,10 @@ class TinyAudioProcessor(ProcessorMixin):
         sampling_rate: int | None = None,
         **_: Any,
     ) -> BatchFeature:
-        """Model inputs of one or many waveforms; with `text`, labels too. Raises ValueError unless they are at 16 kHz."""
+        """Model inputs of one or many waveforms; with `text`, labels too.
+
+        Raises ValueError unless they are at 16 kHz.
+        """
         if sampling_rate is not None and sampling_rate != SAMPLING_RATE:
             raise ValueError(
                 f"expected audio at {SAMPLING_RATE} Hz, got {sampling_rate} Hz: resample it first"

@@ -13,6 +13,7 @@ than the embeddings among which its tokens are placed, and training stalls.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from .asr_config import TinyAudioConfig
-from .asr_encoders import encoder_width
+from .asr_encoders import Length, encoder_width
 
 NUM_EXPERTS = 4
 EXPERTS_PER_TOKEN = 2
@@ -31,7 +32,7 @@ HEAD_DIMENSION = 64
 ProjectorOutput = tuple[Tensor, Tensor | None]
 
 
-def ceil_divide(length: int | Tensor, divisor: int) -> int | Tensor:
+def ceil_divide(length: Length, divisor: int) -> Length:
     return (length + divisor - 1) // divisor
 
 
@@ -54,8 +55,9 @@ class Projector(nn.Module):
 
     def __init__(self, config: TinyAudioConfig):
         super().__init__()
+        text_config: Any = config.text_config
         self.encoder_width = encoder_width(config.audio_config)
-        self.decoder_width = config.text_config.hidden_size
+        self.decoder_width = text_config.hidden_size
         self.hidden_size = config.projector_hidden_size
         self.stack_factor = config.stack_factor
         self.activation = ACT2FN[config.projector_activation or self.default_activation]
@@ -253,16 +255,16 @@ class QFormerProjector(Projector):
         return self.output_norm(tokens), None
 
 
-def _qformer_length(stack_factor: int, num_frames: int | Tensor) -> int | Tensor:
+def _qformer_length(stack_factor: int, num_frames: Length) -> Length:
     return ceil_divide(num_frames, QFORMER_WINDOW_TOKENS * stack_factor) * QFORMER_WINDOW_TOKENS
 
 
-def _stacked_length(stack_factor: int, num_frames: int | Tensor) -> int | Tensor:
+def _stacked_length(stack_factor: int, num_frames: Length) -> Length:
     return ceil_divide(num_frames, stack_factor)
 
 
 # name -> (class, audio tokens for a number of frames)
-PROJECTORS: dict[str, tuple[type[Projector], Callable[[int, int | Tensor], int | Tensor]]] = {
+PROJECTORS: dict[str, tuple[type[Projector], Callable[[int, Any], Any]]] = {
     "mlp": (MLPProjector, _stacked_length),
     "swiglu": (SwiGLUProjector, _stacked_length),
     "mosa": (MOSAProjector, _stacked_length),
@@ -271,13 +273,13 @@ PROJECTORS: dict[str, tuple[type[Projector], Callable[[int, int | Tensor], int |
 }
 
 
-def _entry(projector_type: str) -> tuple[type[Projector], Callable[[int, int | Tensor], int | Tensor]]:
+def _entry(projector_type: str) -> tuple[type[Projector], Callable[[int, Any], Any]]:
     if projector_type not in PROJECTORS:
         raise ValueError(f"unknown projector_type {projector_type!r}; known: {', '.join(PROJECTORS)}")
     return PROJECTORS[projector_type]
 
 
-def projector_output_length(projector_type: str, stack_factor: int, num_frames: int | Tensor) -> int | Tensor:
+def projector_output_length(projector_type: str, stack_factor: int, num_frames: Length) -> Length:
     """Audio tokens P for encoder frames F: the one function that processor, model and batching ask."""
     return _entry(projector_type)[1](stack_factor, num_frames)
 

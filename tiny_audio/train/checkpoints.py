@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from transformers import PreTrainedModel
 
 from tiny_audio.errors import UserError
 from tiny_audio.hub.asr_checkpoint import WEIGHTS_FILE, load_own_state_dict, own_state_dict
@@ -39,7 +39,7 @@ class Progress:
 
 
 def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, keep: int
+    folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, progress: Progress, keep: int
 ) -> Path:
     """Writes `step-N` beside its final name, flushes it to the disk, renames it, and drops the oldest beyond `keep`.
 
@@ -106,7 +106,7 @@ def find_checkpoint(resume: bool | str, folder: Path) -> Path | None:
     return found[-1]
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+def load_checkpoint(path: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> Progress:
     """Puts a run back where `path` left it, random states included.
 
     Raises:

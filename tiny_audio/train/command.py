@@ -59,15 +59,18 @@ def train(
     width = max(40, shutil.get_terminal_size((100, 24)).columns)
     typer.echo(f"\n{format_samples(result.evaluation, 10, width)}\n")
     typer.echo(
-        f"word error rate on {metrics['data']}: {100 * metrics['wer']:.1f}% (95% interval {100 * low:.1f} to {100 * high:.1f}%), "
+        f"word error rate on {metrics['data']}: {100 * metrics['wer']:.1f}% "
+        f"(95% interval {100 * low:.1f} to {100 * high:.1f}%), "
         f"{metrics['reference_words']:,} words in {metrics['num_samples']:,} clips"
     )
     typer.echo(
-        f"trained {metrics['steps']:,} steps on {metrics['audio_hours']:.1f} h of audio in {metrics['train_seconds'] / 60:.1f} minutes"
+        f"trained {metrics['steps']:,} steps on {metrics['audio_hours']:.1f} h of audio "
+        f"in {metrics['train_seconds'] / 60:.1f} minutes"
     )
     if result.previous_run is not None:
         typer.echo(f"the earlier run is kept in {result.previous_run}")
     typer.echo(
-        f"model: {result.model_folder}   figures: {result.folder / 'metrics.json'}   curve: {result.folder / 'loss.png'}"
+        f"model: {result.model_folder}   figures: {result.folder / 'metrics.json'}   "
+        f"curve: {result.folder / 'loss.png'}"
     )
     typer.echo(f"next:  tiny-audio transcribe {result.model_folder} my.wav")

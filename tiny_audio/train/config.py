@@ -105,6 +105,7 @@ class DataSettings:
     max_seconds: float = number(above=0)
     min_seconds: float = number(0)
     max_bad_fraction: float = number(0, most=1)
+    short_first: bool
     clean_text: bool
 
 

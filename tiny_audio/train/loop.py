@@ -1,7 +1,8 @@
 """The training loop: batches to steps, and a step to a line of metrics.
 
-One optimiser step takes `gradient_accumulation_steps` batches on each process. The losses of all of them are divided by the
-step's own counts of tokens, so that a step is the same whether its clips came in one batch or in many.
+One optimiser step takes `gradient_accumulation_steps` batches on each process. The losses of all of them are
+divided by the step's own counts of tokens, so that a step is the same whether its clips came in one batch or
+in many.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ class Trainer:
             group["lr"] = peak * factor
         weights = loss_weights(self.config, self.progress.step / self.settings.max_steps)
         counts = self._counts(batches)
-        losses = 0.0
+        losses: Any = 0.0
         for batch in batches:
             inputs = {key: batch[key].to(self.accelerator.device) for key in MODEL_INPUTS if key in batch}
             with self.accelerator.autocast():
@@ -157,8 +158,9 @@ class Trainer:
         if not torch.isfinite(loss):
             clips = [clip for batch in batches for clip in batch["utterance_ids"]]
             raise UserError(
-                f"the loss of step {self.progress.step + 1} is {float(loss)}: lower training.learning_rate, or look at these "
-                f"clips: {', '.join(clips[:8])}. The last checkpoint is whole: training.resume=true goes on from it"
+                f"the loss of step {self.progress.step + 1} is {float(loss)}: lower training.learning_rate, or "
+                f"look at these clips: {', '.join(clips[:8])}. The last checkpoint is whole: "
+                "training.resume=true goes on from it"
             )
 
     def _add(self, name: str, value: Any) -> None:

@@ -83,8 +83,8 @@ def draw_loss(folder: Path, title: str) -> Path | None:
         ("lm_loss", "language model", "tab:blue"),
         ("ctc_loss", "alignment (CTC)", "tab:green"),
     ):
-        values = [line.get(key) for line in losses]
-        if None not in values:
+        values = [line[key] for line in losses if line.get(key) is not None]
+        if len(values) == len(losses):
             axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
             axes.plot(steps, _smooth(values), color=color, label=label)
     axes.set(xlabel="step", ylabel="loss per token or character", yscale="log", title=title)

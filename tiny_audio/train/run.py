@@ -1,4 +1,4 @@
-"""A whole run: config to data and model, training, the final evaluation, and everything that lands in the run's folder."""
+"""A whole run: config to data and model, training, the final evaluation, and all that lands in the run's folder."""
 
 from __future__ import annotations
 
@@ -71,6 +71,7 @@ def run(config: DictConfig) -> RunResult:
         max_seconds=min(config.data.max_seconds, processor.max_seconds),
         max_bad_fraction=config.data.max_bad_fraction,
         clean_text=config.data.clean_text,
+        short_first=config.data.short_first,
     )
     previous = prepare_folder(folder, resuming=checkpoint is not None)
     write_atomically(folder / "config.yaml", config_to_yaml(config, provenance(model, train_sources)))

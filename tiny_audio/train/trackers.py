@@ -41,7 +41,10 @@ class WandbTracker:
 
 
 # name -> (class, module it needs)
-TRACKERS = {"tensorboard": (TensorBoardTracker, "tensorboard"), "wandb": (WandbTracker, "wandb")}
+TRACKERS: dict[str, tuple[type[TensorBoardTracker] | type[WandbTracker], str]] = {
+    "tensorboard": (TensorBoardTracker, "tensorboard"),
+    "wandb": (WandbTracker, "wandb"),
+}
 
 
 def choose_tracker(name: str) -> str | None:
