@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -122,5 +123,5 @@ def test_short_first_goes_from_short_to_long_with_the_same_batches() -> None:
     usual, ordered = plan(seconds), plan(seconds, short_first=True)
     assert sorted(map(sorted, usual)) == sorted(map(sorted, ordered))
     longest = [max(seconds[row] for row in batch) for batch in ordered]
-    assert all(later > 0.9 * earlier for earlier, later in zip(longest, longest[1:], strict=False))
+    assert all(later > 0.9 * earlier for earlier, later in pairwise(longest))
     assert longest[-1] > 4 * longest[0]
