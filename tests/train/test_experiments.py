@@ -73,7 +73,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         WhisperFeatureExtractor(feature_size=mel_bins).save_pretrained(folder / name)
     tokenizer = byte_tokenizer()
     for name, values in DECODERS.items():
-        text_config = architecture({**values, "vocab_size": len(tokenizer)})
+        special = {"pad_token_id": 256, "bos_token_id": 257, "eos_token_id": 258}
+        text_config = architecture({**values, **special, "vocab_size": len(tokenizer)})
         AutoModelForCausalLM.from_config(text_config).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     return folder

@@ -366,7 +366,7 @@ def test_ctrl_c_saves_and_kill_loses_nothing(speech: Path, tmp_path: Path) -> No
         tmp_path / "run",
         "training.max_steps=100000",
         "training.save_steps=100000",
-        "training.eval_steps=0",
+        "training.eval_steps=100000",
     )
     (tmp_path / "config.yaml").write_text(config_to_yaml(config))
     process = subprocess.Popen(

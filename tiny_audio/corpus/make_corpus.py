@@ -1,7 +1,7 @@
 """Makes the embedded corpus of spoken digit strings.
 
     python -m tiny_audio.corpus.make_corpus --out tiny_audio/corpus/digits.zip [--utterances 4500] [--seed 0]
-        [--engines espeak,flite,...] [--kokoro-styles DIR] [--blends 0] [--cache DIR] [--processes 2]
+        [--engines espeak,flite,...] [--only TEXT] [--kokoro-styles DIR] [--blends 0] [--cache DIR] [--processes 2]
 
 Needs the engines that it names when they are missing, and `pip install pyworld`. What the engines say goes to a
 cache folder first (the slow part: Kokoro takes about a second of one core for a second of speech), so a second
@@ -55,7 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    table = [voice for voice in voices.table(options.blends) if voice.engine in wanted]
+    table = [
+        voice for voice in voices.table(options.blends) if voice.engine in wanted and options.only in voice.id
+    ]
     counts = share(table, options.utterances)
     options.cache.mkdir(parents=True, exist_ok=True)
     streams: dict[str, bytes] = {}
@@ -88,6 +90,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--utterances", type=int, default=4500, help="how many clips in all (default 4500)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--engines", default="espeak,flite,festival,piper,kokoro", help="comma-separated")
+    parser.add_argument("--only", default="", help="only voices whose name contains this")
     parser.add_argument("--kokoro-styles", type=Path, default=Path("node_modules/kokoro-js/voices"))
     parser.add_argument(
         "--blends", type=int, default=0, help="mixtures of Kokoro's training voices (default 0)"

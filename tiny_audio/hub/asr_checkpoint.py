@@ -184,7 +184,11 @@ def find_file(path_or_id: str, name: str, **hub_arguments: Any) -> str:
         if not file.is_file():
             raise OSError(f"{path_or_id} holds no {name}: is it a model folder?")
         return str(file)
-    return cached_file(path_or_id, name, **hub_arguments)
+    try:
+        return cached_file(path_or_id, name, **hub_arguments)
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise OSError(f"cannot find the model {path_or_id!r}: no such folder here, and {reason}") from error
 
 
 def check_base(tower: nn.Module, base: dict | None, what: str) -> None:
