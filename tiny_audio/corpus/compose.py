@@ -49,7 +49,8 @@ def utterances(items: list[Item], count: int, seed: str, noisy: float) -> list[C
     for item in items:
         if not item.connected and item.recording.words is not None:
             for index, word in enumerate(item.words):
-                tokens[word].append((item.recording, index))
+                if _stands_alone(item.recording.words, index):
+                    tokens[word].append((item.recording, index))
     strings = [item for item in items if item.connected]
     queue: list[Item] = []
     digits = Digits(rng)
@@ -65,6 +66,12 @@ def utterances(items: list[Item], count: int, seed: str, noisy: float) -> list[C
             recording = _word_by_word(words, tokens, rng)
         clips.append(_finish(" ".join(words), recording, rng, noisy))
     return clips
+
+
+def _stands_alone(words: list[Word], index: int, pause: float = 0.03) -> bool:
+    """Whether there is silence on both sides of a word: what runs into its neighbours cannot be cut out."""
+    before = not index or words[index].start - words[index - 1].end >= pause
+    return before and (index + 1 == len(words) or words[index + 1].start - words[index].end >= pause)
 
 
 def _word_by_word(

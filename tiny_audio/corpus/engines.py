@@ -103,7 +103,7 @@ class Espeak:
             self.chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
         index = 0
         while events[index].type != 0:
-            if events[index].type == self.WORD_EVENT:
+            if events[index].type == self.WORD_EVENT and events[index].length > 0:  # 0: an end without a word
                 self.starts.append(events[index].sample)
             index += 1
         return 0
@@ -138,14 +138,10 @@ class Espeak:
         self.library.espeak_Synchronize()
         audio = np.concatenate(self.chunks).astype(np.float32) / 32768
         edges = [start / self.sampling_rate for start in self.starts] + [len(audio) / self.sampling_rate]
-        times = None
-        if len(edges) == len(words) + 1 or (foreign and len(edges) == len(words) + 2):
-            times = [Word(word, edges[i], edges[i + 1]) for i, word in enumerate(words)]
-        return (
-            trim_words(Recording(audio, self.sampling_rate, times))
-            if times
-            else Recording(audio, self.sampling_rate, None)
-        )
+        if len(edges) != len(words) + 1:  # an event too few or too many: better no times than wrong ones
+            return Recording(audio, self.sampling_rate, None)
+        times = [Word(word, edges[i], edges[i + 1]) for i, word in enumerate(words)]
+        return trim_words(Recording(audio, self.sampling_rate, times))
 
 
 def speak_flite(voice: str, words: list[str], separator: str, settings: dict[str, float]) -> Recording:
