@@ -70,9 +70,8 @@ def test_word_times_are_in_order_inside_the_clip_and_match_the_text() -> None:
         assert edges[0] >= 0 and edges[-1] <= entry.seconds + 0.001
         if any(end - start < 0.04 for _, start, end in entry.words):
             too_short.append(entry)
-    # a known flaw of the file (see make_corpus.py): some times of espeak-ng's non-English voices are wrong
-    assert all(entry.speaker.startswith("espeak-") and "-en" not in entry.speaker for entry in too_short)
-    assert len(too_short) <= 0.01 * len(timed)
+    # In connected speech a border between two words is a guess; hardly any may be off by most of a word.
+    assert len(too_short) <= 0.001 * len(timed), [entry.id for entry in too_short]
 
 
 def test_clips_of_a_stream_do_not_overlap() -> None:
@@ -96,7 +95,6 @@ def test_words_are_louder_than_what_lies_between() -> None:
             inside[int(start * rate) : int(end * rate)] = True
         ratio = float((audio[inside] ** 2).mean() / ((audio[~inside] ** 2).mean() + 1e-9))
         ratios.setdefault(entry.stream.split("-")[0], []).append(ratio)
-    # Kokoro's words start late in the file and a few of espeak-ng's lie wrong: known flaws, see make_corpus.py
     everything = [ratio for engine in ratios.values() for ratio in engine]
     assert np.median(everything) > 20
     assert np.mean([ratio > 2 for ratio in everything]) > 0.9

@@ -47,9 +47,8 @@ KOKORO_DEV = ("am_liam", "bm_daniel", "af_jessica", "bf_emma", "im_nicola", "zf_
 KOKORO_TRAIN = (
     "af_alloy", "af_aoede", "af_bella", "af_heart", "af_kore", "af_nicole", "af_river", "af_sarah", "af_sky",
     "am_adam", "am_echo", "am_eric", "am_fenrir", "am_michael", "am_onyx", "am_santa", "bf_alice", "bf_isabella",
-    "bm_fable", "bm_george", "ef_dora", "em_santa", "ff_siwis", "hf_alpha", "hf_beta", "hm_psi", "jf_alpha",
-    "jf_gongitsune", "jf_nezumi", "jf_tebukuro", "jm_kumo", "pf_dora", "pm_santa", "zf_xiaobei", "zf_xiaoni",
-    "zf_xiaoyi", "zm_yunxi", "zm_yunxia", "zm_yunyang",
+    "bm_fable", "bm_george", "ef_dora", "em_santa", "hf_alpha", "hm_psi", "jf_alpha",
+    "jm_kumo", "pf_dora", "pm_santa", "zm_yunxi", "zm_yunxia", "zm_yunyang",
 )  # fmt: skip
 # af_nicole whispers throughout: kept, but rarer.
 KOKORO_WEIGHTS = {"af_nicole": 0.4}
