@@ -170,7 +170,7 @@ class Trainer:
         step, settings = self.progress.step, self.settings
         last = step == settings.max_steps
         line = self._metrics() if step % settings.logging_steps == 0 or last else {}
-        if self.evaluate is not None and settings.eval_steps and (step % settings.eval_steps == 0 or last):
+        if self.evaluate is not None and (step % settings.eval_steps == 0 or last):
             self.model.eval()
             line = {**(line or {"step": step}), **self.evaluate()}
             self.model.train()

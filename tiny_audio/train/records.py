@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from tiny_audio.errors import UserError
+from tiny_audio.evaluate.report import write_files
 
 SMOOTHING = 0.9  # of the exponential average drawn over the raw loss
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a whole file or leaves the old one."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def prepare_folder(folder: Path, resuming: bool) -> Path | None:
@@ -49,7 +42,7 @@ class MetricsLog:
     def __init__(self, path: Path, first_step: int):
         self.path = path
         kept = [line for line in read_metrics(path) if line["step"] <= first_step]
-        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+        write_files({path: "".join(json.dumps(line) + "\n" for line in kept)})
 
     def write(self, values: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:

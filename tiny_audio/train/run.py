@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
+import shutil
 import subprocess
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,14 +21,14 @@ from tiny_audio.data.sources import open_source, open_sources
 from tiny_audio.errors import UserError
 from tiny_audio.evaluate.normalize import default_normalizer
 from tiny_audio.evaluate.providers import TinyAudioProvider
-from tiny_audio.evaluate.report import metrics_record, write_results, write_samples
+from tiny_audio.evaluate.report import metrics_record, write_files, write_results, write_samples
 from tiny_audio.evaluate.runner import EvalResult, evaluate, evaluate_batches, sample_indices
 from tiny_audio.train.build import build_model
 from tiny_audio.train.checkpoints import find_checkpoint, load_checkpoint
 from tiny_audio.train.config import config_to_yaml
 from tiny_audio.train.loop import Trainer
 from tiny_audio.train.progress import TrainingDisplay
-from tiny_audio.train.records import MetricsLog, draw_loss, prepare_folder, write_atomically
+from tiny_audio.train.records import MetricsLog, draw_loss, prepare_folder
 from tiny_audio.train.trackers import Trackers
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ def run(config: DictConfig) -> RunResult:
         short_first=config.data.short_first,
     )
     previous = prepare_folder(folder, resuming=checkpoint is not None)
-    write_atomically(folder / "config.yaml", config_to_yaml(config, provenance(model, train_sources)))
+    write_files({folder / "config.yaml": config_to_yaml(config, provenance(model, train_sources))})
     display = TrainingDisplay(config.training.max_steps)
     for note in data.summary():
         display.note(note)
@@ -90,6 +91,7 @@ def run(config: DictConfig) -> RunResult:
         try:
             progress = trainer.run()
         finally:
+            data.close()  # idle workers would hold their memory through the final evaluation
             draw_loss(folder, f"Tiny Audio: {folder.name}")
     return _finish(config, trainer, processor, test, folder, previous, progress)
 
@@ -129,14 +131,12 @@ def _finish(
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "hardware": hardware(),
     }
-    write_atomically(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    write_files({folder / "metrics.json": json.dumps(metrics, indent=2) + "\n"})
     return RunResult(folder, model_folder, metrics, result, previous)
 
 
 def save_model(model: Any, processor: Any, folder: Path) -> None:
     """Writes a loadable model folder beside its final name and renames it. Raises UserError when the disk is full."""
-    import shutil
-
     partial = folder.with_name(f".{folder.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
