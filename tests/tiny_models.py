@@ -23,6 +23,19 @@ WHISPER = {
     "encoder_ffn_dim": 64,
     "max_source_positions": 750,
 }
+# The other half of a whole Whisper, which `load_encoder` is to leave out.
+WHISPER_DECODER = {
+    "vocab_size": 60,
+    "decoder_layers": 1,
+    "decoder_ffn_dim": 32,
+    "decoder_attention_heads": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 1,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+}
 LLAMA = {
     "model_type": "llama",
     "hidden_size": 32,

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, WhisperFeatureExtractor, WhisperF
 from tests.tiny_models import (
     LLAMA,
     WHISPER,
+    WHISPER_DECODER,
     architecture,
     examples,
     noise,
@@ -55,21 +56,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of base models as a hub would have them: a whole Whisper and a causal LM with its tokenizer."""
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(7)
-    whisper = architecture(
-        {
-            **WHISPER,
-            "vocab_size": 60,
-            "decoder_layers": 1,
-            "decoder_ffn_dim": 32,
-            "decoder_attention_heads": 2,
-            "pad_token_id": 0,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-            "decoder_start_token_id": 1,
-            "suppress_tokens": None,
-            "begin_suppress_tokens": None,
-        }
-    )
+    whisper = architecture({**WHISPER, **WHISPER_DECODER})
     WhisperForConditionalGeneration(whisper).save_pretrained(folder / "acme/whisper-pico")
     WhisperFeatureExtractor(feature_size=80).save_pretrained(folder / "acme/whisper-pico")
     tokenizer = byte_tokenizer()

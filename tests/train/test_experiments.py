@@ -17,7 +17,7 @@ from transformers import (
     WhisperModel,
 )
 
-from tests.tiny_models import LLAMA, WHISPER, architecture, noise
+from tests.tiny_models import LLAMA, WHISPER, WHISPER_DECODER, architecture, noise
 from tiny_audio.hub.asr_checkpoint import load_model
 from tiny_audio.hub.asr_pipeline import transcribe_waveforms
 from tiny_audio.train.build import byte_tokenizer
@@ -36,18 +36,6 @@ HUBERT = {
     "conv_bias": True,
     "num_conv_pos_embeddings": 16,
     "num_conv_pos_embedding_groups": 2,
-}
-WHISPER_DECODER = {
-    "vocab_size": 60,
-    "decoder_layers": 1,
-    "decoder_ffn_dim": 32,
-    "decoder_attention_heads": 2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "decoder_start_token_id": 1,
-    "suppress_tokens": None,
-    "begin_suppress_tokens": None,
 }
 DECODERS = {
     "HuggingFaceTB/SmolLM3-3B": {**LLAMA, "model_type": "smollm3"},

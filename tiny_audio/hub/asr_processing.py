@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AddedToken, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
+from .asr_audio import SAMPLING_RATE
 from .asr_config import AUDIO_TOKEN, TinyAudioConfig
 from .asr_encoders import (
     encoder_feature_kind,
@@ -23,7 +24,6 @@ from .asr_encoders import (
 from .asr_losses import CTC_PADDING, IGNORE_LABEL, encode_ctc_text
 from .asr_projectors import projector_output_length
 
-SAMPLING_RATE = 16000
 MINIMUM_SAMPLES = 400  # 25 ms: one window of every front end; shorter clips are filled with zeros
 DEFAULT_MAX_SECONDS = 30.0
 

@@ -57,8 +57,8 @@ def run(config: DictConfig) -> RunResult:
     folder = Path(config.output_dir).expanduser()
     checkpoint = find_checkpoint(config.training.resume, folder / "checkpoints")
     # All that can be wrong with the data is found before a model of gigabytes is built.
-    train_sources, dev = open_sources(config.data.train), open_source(_first(config.data.eval))
-    test = open_source(_first(config.data.test))
+    train_sources, dev = open_sources(config.data.train), open_source(config.data.eval)
+    test = open_source(config.data.test)
     model, processor = build_model(config)
     data = TrainData(
         train_sources,
@@ -184,10 +184,6 @@ class DevEvaluation:
             heading=f"dev set after step {self.trainer.progress.step}: WER {metrics.wer:.4f}",
         )
         return {"dev_wer": metrics.wer, "dev_cer": metrics.cer}
-
-
-def _first(sources: Any) -> str:
-    return sources if isinstance(sources, str) else sources[0]
 
 
 def provenance(model: Any, sources: list[Source]) -> dict[str, Any]:
