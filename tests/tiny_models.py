@@ -52,7 +52,14 @@ def tiny_config(*overrides: str) -> DictConfig:
     """The nano recipe with towers of about 50 thousand parameters."""
     config = compose_config(["model.projector_hidden_size=48", "training.num_workers=0", *overrides])
     config.model.encoder_config = {**WHISPER, "dropout": 0.0}
+    config.model.feature_extractor = {
+        "feature_extractor_type": "WhisperFeatureExtractor",
+        "feature_size": 80,
+        "hop_length": 320,
+        "chunk_length": 30,
+    }
     config.model.decoder_config = LLAMA
+    config.model.tokenizer_words = []
     return config
 
 

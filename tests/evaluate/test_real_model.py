@@ -22,9 +22,9 @@ from tiny_audio.train.build import build_model
 from tiny_audio.train.config import compose_config
 
 SMALL = [
-    "model.encoder_config.d_model=32",
-    "model.encoder_config.encoder_layers=1",
-    "model.encoder_config.encoder_ffn_dim=64",
+    "model.encoder_config.hidden_size=32",
+    "model.encoder_config.num_hidden_layers=1",
+    "model.encoder_config.intermediate_size=64",
     "model.decoder_config.hidden_size=32",
     "model.decoder_config.intermediate_size=64",
     "model.decoder_config.num_hidden_layers=1",

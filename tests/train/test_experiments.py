@@ -103,7 +103,7 @@ def test_two_steps_change_what_trains_and_nothing_else(
     ]
     config = compose_config(overrides)
     if experiment == "nano":
-        config.model.encoder_config.update({"d_model": 32, "encoder_ffn_dim": 64})
+        config.model.encoder_config.update({"hidden_size": 32, "intermediate_size": 64})
     result = run(config)
     assert result.metrics["steps"] == 2
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]

@@ -21,17 +21,21 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.tiny_models import noise, tiny_config
+from tiny_audio.data.loader import TrainData
+from tiny_audio.data.sources import open_sources
 from tiny_audio.errors import UserError
 from tiny_audio.hub.asr_checkpoint import WEIGHTS_FILE, load_model
 from tiny_audio.train import checkpoints
+from tiny_audio.train.build import build_model
 from tiny_audio.train.checkpoints import list_checkpoints
-from tiny_audio.train.config import config_to_yaml
+from tiny_audio.train.config import compose_config, config_to_yaml
 from tiny_audio.train.loop import Trainer
 from tiny_audio.train.optimizer import build_optimizer, learning_rate_factor
 from tiny_audio.train.records import draw_loss, read_metrics
 from tiny_audio.train.run import run
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+GOLDEN_NANO_LOSSES = [5.683, 9.236, 5.557, 10.497, 5.605, 9.638]  # (lm, ctc) of three steps
 
 
 @pytest.fixture(scope="module")
@@ -182,14 +186,29 @@ def test_same_seed_gives_the_same_losses_and_another_seed_others(
     assert other != whole
 
 
+def test_golden_losses_of_the_nano_recipe(tmp_path: Path) -> None:
+    """The recipe as it is shipped, three steps on the dev voices. New figures here want a reason in docs/LOG.md."""
+    config = compose_config(["data.train=corpus:dev", "training.max_steps=3", "training.logging_steps=1"])
+    model, processor = build_model(config)
+    data = TrainData(
+        open_sources(config.data.train),
+        processor,
+        seed=config.seed,
+        batch_seconds=config.training.batch_seconds,
+        max_clips=config.training.per_device_train_batch_size,
+        augmentation=config.augmentation,
+        short_first=config.data.short_first,
+    )
+    lines: list[dict[str, Any]] = []
+    Trainer(config, model, data, tmp_path, report=lines.append).run()
+    losses = [round(line[key], 3) for line in lines for key in ("lm_loss", "ctc_loss")]
+    assert losses == pytest.approx(GOLDEN_NANO_LOSSES, abs=0.01)
+
+
 def test_accumulated_batches_make_the_step_of_one_big_batch(speech: Path, tmp_path: Path) -> None:
     """Gradients of the same thirty clips, in one batch and in thirty, are the same but for rounding."""
 
     def gradients(batch_seconds: float) -> dict[str, torch.Tensor]:
-        from tiny_audio.data.loader import TrainData
-        from tiny_audio.data.sources import open_sources
-        from tiny_audio.train.build import build_model
-
         config = settings(
             speech, tmp_path, f"training.batch_seconds={batch_seconds}", "training.max_grad_norm=1e9"
         )
@@ -287,6 +306,7 @@ def test_fine_tuning_starts_from_the_given_model(speech: Path, finished: Path, t
             f"init_from={finished}/model",
             "training.max_steps=1",
             "training.learning_rate=1e-12",
+            "training.muon_learning_rate=1e-12",
         )
     )
     left, right = weights(tmp_path / "run/model"), weights(finished / "model")
@@ -320,8 +340,6 @@ def test_schedule_warms_up_and_ends_at_the_floor() -> None:
 
 
 def test_parts_have_their_own_learning_rates_and_norms_no_decay() -> None:
-    from tiny_audio.train.build import build_model
-
     config = tiny_config(
         "training.encoder_learning_rate=1e-5",
         "training.decoder_learning_rate=2e-5",

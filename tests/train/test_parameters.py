@@ -55,11 +55,10 @@ def test_recipes(experiment: str, projector: float, decoder: float, trained: flo
     assert millions(parts["total"][1]) == trained
 
 
-def test_nano_trains_everything_but_the_sinusoids() -> None:
+def test_nano_trains_everything() -> None:
     total, trained = count()["total"]
     assert 2e6 < trained < 6e6
-    settings = compose_config().model.encoder_config
-    assert total - trained == settings.max_source_positions * settings.d_model
+    assert total == trained
 
 
 def test_every_recipe_has_been_counted() -> None:

@@ -121,3 +121,19 @@ def freeze_batch_statistics(tower: nn.Module) -> None:
         if type(module) is nn.BatchNorm1d:
             module.__class__ = FrozenStatisticsBatchNorm
             module.eval()
+
+
+class SharedPositions(nn.Linear):
+    """Projects relative positions once: stock Parakeet does it for each clip, though they are the same for all."""
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """(B, 2 F - 1, D_e), equal along B, to the same."""
+        return super().forward(positions[:1]).expand(len(positions), -1, -1)
+
+
+def share_positions(tower: nn.Module) -> None:
+    """Turns the projections of Parakeet's relative positions into `SharedPositions`, in place; twice is harmless."""
+    for module in tower.modules():
+        projection = getattr(module, "relative_k_proj", None)
+        if type(projection) is nn.Linear:
+            projection.__class__ = SharedPositions

@@ -32,7 +32,14 @@ from transformers import (
 )
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from .asr_encoder_forward import Padding, freeze_batch_statistics, run_parakeet, run_wav2vec2, run_whisper
+from .asr_encoder_forward import (
+    Padding,
+    freeze_batch_statistics,
+    run_parakeet,
+    run_wav2vec2,
+    run_whisper,
+    share_positions,
+)
 from .asr_wavlm import use_callable_projections
 
 logger = logging.getLogger(__name__)
@@ -272,6 +279,7 @@ def prepare_encoder(tower: Any) -> None:
         del tower.masked_spec_embed
     use_callable_projections(tower)
     freeze_batch_statistics(tower)
+    share_positions(tower)
 
 
 def build_encoder(audio_config: PreTrainedConfig) -> PreTrainedModel:

@@ -222,10 +222,6 @@ class TinyAudioModel(TinyAudioPreTrainedModel):
 class TinyAudioForConditionalGeneration(TinyAudioPreTrainedModel, GenerationMixin):
     """The speech recogniser: `TinyAudioModel`, the decoder's head, and the heads that learn alignment."""
 
-    _tied_weights_keys: ClassVar[dict[str, str]] = {
-        "lm_head.weight": "model.language_model.embed_tokens.weight"
-    }
-
     def __init__(
         self,
         config: TinyAudioConfig,
@@ -243,6 +239,9 @@ class TinyAudioForConditionalGeneration(TinyAudioPreTrainedModel, GenerationMixi
         if config.ctc_vocabulary:
             self.ctc_head = nn.Linear(encoder_width(config.audio_config), len(config.ctc_vocabulary) + 1)
         self.embedding_ctc = EmbeddingCTC(text_config.hidden_size) if config.embedding_ctc else None
+        table = self.get_input_embeddings()  # embed_tokens in most decoders, wte in GPT-2
+        name = next(name for name, module in self.model.named_modules() if module is table)
+        self._tied_weights_keys = {"lm_head.weight": f"model.{name}.weight"}
         self.post_init()
 
     @classmethod

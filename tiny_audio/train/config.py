@@ -64,6 +64,7 @@ class ModelSettings:
     decoder_config: dict[str, Any]
     feature_extractor: dict[str, Any]
     tokenizer: str | None
+    tokenizer_words: list[str]
     freeze_encoder: bool
     freeze_decoder: bool
     projector_type: str = choice(*PROJECTOR_TYPES)
@@ -113,12 +114,18 @@ class DataSettings:
 class AugmentationSettings:
     speed: list[float] = interval(above=0)
     speed_probability: float = number(0, most=1)
+    tempo: list[float] = interval(above=0)
+    tempo_probability: float = number(0, most=1)
     noise_probability: float = number(0, most=1)
     noise_snr_db: list[float] = interval()
     reverb_probability: float = number(0, most=1)
     band_limit_probability: float = number(0, most=1)
+    equalizer_probability: float = number(0, most=1)
+    equalizer_db: float = number(0)
     gain_db: list[float] = interval()
     splice_probability: float = number(0, most=1)
+    frequency_warp: list[float] = interval(above=0)
+    frequency_warp_probability: float = number(0, most=1)
     time_masks: int = number(0)
     time_mask_seconds: float = number(0)
     frequency_masks: int = number(0)
@@ -128,9 +135,11 @@ class AugmentationSettings:
 @dataclasses.dataclass(kw_only=True)
 class TrainingSettings:
     max_steps: int = number(1)
+    optimizer: str = choice("adamw", "muon")
     learning_rate: float = number(above=0)
     encoder_learning_rate: float | None = number(above=0)
     decoder_learning_rate: float | None = number(above=0)
+    muon_learning_rate: float = number(above=0)
     warmup_steps: int = number(0)
     lr_scheduler: str = choice("cosine", "constant")
     min_learning_rate_ratio: float = number(0, most=1)

@@ -171,10 +171,11 @@ class Trainer:
         last = step == settings.max_steps
         line = self._metrics() if step % settings.logging_steps == 0 or last else {}
         if self.evaluate is not None and (step % settings.eval_steps == 0 or last):
+            started = time.perf_counter()
             self.model.eval()
             line = {**(line or {"step": step}), **self.evaluate()}
             self.model.train()
-            self._log_start = time.perf_counter()
+            self._log_start += time.perf_counter() - started  # the speed is that of training
         if line:
             self.report(line)
         if step % settings.save_steps == 0 or last:

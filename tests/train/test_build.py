@@ -1,0 +1,42 @@
+"""What new towers and tokenizers are made of."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.tiny_models import examples, tiny_config
+from tiny_audio.hub.asr_encoders import build_encoder, run_encoder
+from tiny_audio.train.build import build_model, byte_tokenizer
+
+WORDS = ["zero", "one", "seven"]
+
+
+def test_words_of_the_byte_tokenizer_are_one_token_each() -> None:
+    tokenizer = byte_tokenizer(WORDS)
+    tokens = tokenizer("seven one zero one").input_ids
+    assert len(tokens) == 4 and tokens[1] == tokens[3]
+    assert tokenizer.decode(tokens).strip() == "seven one zero one"
+    assert len(tokenizer) < 256 + 40
+
+
+@pytest.mark.parametrize("text", ["seventy-one", "zerö", "日本 one", "a  b"])
+def test_other_text_is_written_in_bytes(text: str) -> None:
+    tokenizer = byte_tokenizer(WORDS)
+    assert tokenizer.decode(tokenizer(text).input_ids).strip() == text
+
+
+def test_a_new_encoder_hears_the_sound_over_its_positions() -> None:
+    """With transformers' own random weights the frames of two different sounds are nearly the same."""
+    model, processor = build_model(tiny_config())
+    batch = processor.collate(examples(processor)[:2])
+    features, mask = batch["input_features"], batch["input_features_mask"]
+    length = int(mask.sum(dim=1).min()) // 2 * 2
+
+    def difference(tower: torch.nn.Module) -> float:
+        with torch.no_grad():
+            frames = run_encoder(tower.eval(), features[..., :length], mask[:, :length])
+        return float((frames[0] - frames[1]).norm() / frames.norm())
+
+    ours = difference(model.model.audio_tower)
+    assert ours > 3 * difference(build_encoder(model.config.audio_config))

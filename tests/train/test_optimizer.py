@@ -1,0 +1,91 @@
+"""The optimisers: what Muon does to a matrix, and what it leaves to AdamW."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from tests.tiny_models import tiny_config
+from tiny_audio.train.build import build_model
+from tiny_audio.train.optimizer import Muon, build_optimizer, hidden_matrices, orthogonalise
+
+
+def test_orthogonalise_levels_the_singular_values_and_keeps_the_directions() -> None:
+    matrices = torch.randn(3, 24, 40, generator=torch.Generator().manual_seed(0))
+    matrices[0] *= 1e-3  # the scale of a gradient says nothing
+    result = orthogonalise(matrices)
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    cosine = nn.functional.cosine_similarity(result.flatten(1), (left @ right).flatten(1))
+    assert (cosine > 0.95).all()
+    singular = torch.linalg.svdvals(result)
+    assert singular.min() > 0.5 and singular.max() < 1.3
+
+
+def test_every_direction_of_a_matrix_moves_equally_far() -> None:
+    torch.manual_seed(0)
+    for shape in ((16, 48), (48, 16), (16, 48, 1)):
+        weight = nn.Parameter(torch.zeros(shape))
+        weight.grad = torch.randn(shape)
+        optimizer = Muon([{"params": [weight], "lr": 0.1, "weight_decay": 0.0, "muon": True}], fused=True)
+        optimizer.step()
+        moved = torch.linalg.svdvals(weight.detach().flatten(1)) / 0.1
+        assert moved.max() / moved.min() < 2.5, shape
+
+
+def test_embeddings_heads_and_norms_are_left_to_adamw() -> None:
+    model, _ = build_model(tiny_config("model.stack_factor=2"))
+    hidden = hidden_matrices(model)
+    assert "model.audio_tower.layers.0.self_attn.q_proj.weight" in hidden
+    assert "model.language_model.layers.0.mlp.down_proj.weight" in hidden
+    assert any("multi_modal_projector" in name for name in hidden)
+    for name in ("lm_head.weight", "ctc_head.weight", "model.language_model.embed_tokens.weight"):
+        assert name not in hidden
+    assert all(dict(model.named_parameters())[name].ndim >= 2 for name in hidden)
+
+
+def test_rates_of_parts_hold_for_muon_too() -> None:
+    config = tiny_config(
+        "training.optimizer=muon",
+        "training.learning_rate=1e-3",
+        "training.encoder_learning_rate=1e-4",
+        "training.muon_learning_rate=0.02",
+    )
+    model, _ = build_model(config)
+    optimizer = build_optimizer(model, config.training)
+    assert isinstance(optimizer, Muon)
+    rates = {p: (g["lr"], g["muon"]) for g in optimizer.param_groups for p in g["params"]}
+    tower = model.model.audio_tower
+    rate, muon = rates[tower.layers[0].self_attn.q_proj.weight]
+    assert muon and abs(rate - 0.002) < 1e-9
+    assert rates[tower.conv1.bias] == (1e-4, False)
+    assert rates[model.ctc_head.weight] == (1e-3, False)
+    assert set(rates) == {p for p in model.parameters() if p.requires_grad}
+
+
+def test_state_of_muon_survives_saving() -> None:
+    def take_steps(
+        count: int, state: tuple[dict, dict] | None = None
+    ) -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(8, 12), nn.LayerNorm(12))
+        optimizer = Muon(
+            [
+                {"params": [model[0].weight], "lr": 0.02, "weight_decay": 0.1, "muon": True},
+                {"params": [model[0].bias, *model[1].parameters()], "lr": 1e-3, "muon": False},
+            ],
+            fused=True,
+        )
+        if state is not None:
+            model.load_state_dict(state[0])
+            optimizer.load_state_dict(state[1])
+        for _ in range(count):
+            model(torch.arange(16.0).view(2, 8) / 16).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return model, optimizer
+
+    whole, _ = take_steps(5)
+    model, optimizer = take_steps(2)
+    resumed, _ = take_steps(3, (model.state_dict(), optimizer.state_dict()))
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name]), name
