@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from tiny_audio.errors import UserError
 from tiny_audio.evaluate.report import write_files
-
-SMOOTHING = 0.9  # of the exponential average drawn over the raw loss
 
 
 def prepare_folder(folder: Path, resuming: bool) -> Path | None:
@@ -97,8 +96,6 @@ def draw_loss(folder: Path, title: str) -> Path | None:
 
 
 def _smooth(values: list[float]) -> list[float]:
-    average, smoothed = values[0], []
-    for value in values:
-        average = SMOOTHING * average + (1 - SMOOTHING) * value
-        smoothed.append(average)
-    return smoothed
+    """The mean of each value and its neighbours, a thirtieth of the curve on either side."""
+    reach = len(values) // 30 + 1
+    return [fmean(values[max(0, i - reach) : i + reach + 1]) for i in range(len(values))]

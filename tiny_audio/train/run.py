@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from transformers.utils.logging import disable_progress_bar
 
 from tiny_audio.data.loader import TrainData
 from tiny_audio.data.source import Source
@@ -137,6 +139,7 @@ def _finish(
 
 def save_model(model: Any, processor: Any, folder: Path) -> None:
     """Writes a loadable model folder beside its final name and renames it. Raises UserError when the disk is full."""
+    disable_progress_bar()  # transformers' bar of shards written: one, in no time
     partial = folder.with_name(f".{folder.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -225,4 +228,8 @@ def hardware() -> str:
     """The device in words."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    processors = Path("/proc/cpuinfo")
+    text = processors.read_text(encoding="utf-8") if processors.exists() else ""
+    names = re.findall(r"model name\s*: (.+)", text)
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads"
