@@ -86,7 +86,10 @@ def _in_words(number: int) -> str:
 
 def _architecture(config: DictConfig) -> TinyAudioConfig:
     if config.init_from:
-        return TinyAudioConfig.from_pretrained(resolve_model_path(config.init_from))
+        where = resolve_model_path(config.init_from)
+        if Path(where).is_dir() and not (Path(where) / "config.json").is_file():
+            raise UserError(f"init_from={config.init_from} holds no config.json: is it a model folder?")
+        return TinyAudioConfig.from_pretrained(where)
     settings = config.model
     if settings.encoder_model_name:
         audio_config = _named_config(settings.encoder_model_name, settings.encoder_revision)
@@ -118,6 +121,10 @@ def _described_config(values: DictConfig, **fixed: Any) -> PreTrainedConfig:
 
 
 def _vocabulary_size(settings: DictConfig) -> int:
-    tokenizer = byte_tokenizer() if settings.tokenizer == "bytes" else load_tokenizer(settings.tokenizer)
+    tokenizer = (
+        byte_tokenizer(settings.tokenizer_words)
+        if settings.tokenizer == "bytes"
+        else load_tokenizer(settings.tokenizer)
+    )
     add_audio_token(tokenizer)
     return len(tokenizer)
