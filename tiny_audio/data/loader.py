@@ -234,6 +234,8 @@ class TrainData:
 
     def _note_problems(self, problems: Sequence[Problem]) -> str | None:
         """Keeps `problems`; returns the report of too many."""
+        if not problems:
+            return None
         self._problems.update((str(problem), problem) for problem in problems)
         try:
             self._check_problems()

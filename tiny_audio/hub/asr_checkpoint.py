@@ -245,6 +245,18 @@ def merge(model: Any) -> Any:
     return merged
 
 
+def read_config(path_or_id: str) -> TinyAudioConfig:
+    """The architecture of a checkpoint. Raises OSError where there is none, ValueError for another kind of model."""
+    find_file(path_or_id, "config.json")
+    raw, _ = TinyAudioConfig.get_config_dict(path_or_id)
+    if raw.get("model_type") != TinyAudioConfig.model_type:
+        raise ValueError(
+            f"{path_or_id} is a {raw.get('model_type')!r} model, not a Tiny Audio one; "
+            "train one with `tiny-audio train`, or name its folder outputs/<run>/model"
+        )
+    return TinyAudioConfig.from_pretrained(path_or_id)
+
+
 def load_model(path_or_id: str, device: str = "auto", dtype: torch.dtype | None = None) -> tuple[Any, Any]:
     """A checkpoint with the package's own classes: model (in eval mode) and processor.
 
@@ -258,15 +270,9 @@ def load_model(path_or_id: str, device: str = "auto", dtype: torch.dtype | None 
     from .asr_modeling import TinyAudioForConditionalGeneration
     from .asr_processing import TinyAudioProcessor
 
+    read_config(path_or_id)  # what is no model of ours is refused before anything large is read
     # Known to the Auto classes, our own code is used without asking whether to trust the checkpoint's copy of it.
     AutoConfig.register(TinyAudioConfig.model_type, TinyAudioConfig, exist_ok=True)
-    find_file(path_or_id, "config.json")
-    raw, _ = TinyAudioConfig.get_config_dict(path_or_id)
-    if raw.get("model_type") != TinyAudioConfig.model_type:
-        raise ValueError(
-            f"{path_or_id} is a {raw.get('model_type')!r} model, not a Tiny Audio one; "
-            "train one with `tiny-audio train`, or name its folder outputs/<run>/model"
-        )
     model = TinyAudioForConditionalGeneration.from_pretrained(path_or_id, dtype=dtype or "auto")
     processor = TinyAudioProcessor.from_pretrained(path_or_id)
     return model.to(pick_device(device)).eval(), processor

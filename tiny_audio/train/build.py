@@ -102,7 +102,7 @@ def build_model(config: DictConfig) -> tuple[TinyAudioForConditionalGeneration, 
 
 def _new_model(config: DictConfig) -> tuple[TinyAudioForConditionalGeneration, TinyAudioProcessor]:
     audio_tower, feature_extractor = _encoder(config.model)
-    tokenizer = _tokenizer(config.model)
+    tokenizer = build_tokenizer(config.model)
     add_audio_token(tokenizer)
     causal_lm = _decoder(config.model, tokenizer)
     architecture = describe(config, audio_tower.config, causal_lm.config)
@@ -188,7 +188,8 @@ def initialise_encoder(tower: nn.Module) -> None:
             nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5))  # PyTorch's own for linear layers
 
 
-def _tokenizer(settings: DictConfig) -> Any:
+def build_tokenizer(settings: DictConfig) -> Any:
+    """The tokenizer that the `model` part of a config names. Raises ValueError when it names none."""
     if settings.tokenizer == "bytes":
         return byte_tokenizer(settings.tokenizer_words)
     name = settings.tokenizer or settings.decoder_model_name

@@ -39,14 +39,14 @@ def build_optimizer(model: nn.Module, settings: DictConfig) -> torch.optim.AdamW
             if muon:
                 rate *= settings.muon_learning_rate / settings.learning_rate
             groups[rate, parameter.ndim >= 2, muon].append(parameter)
-    kind = Muon if hidden else torch.optim.AdamW
+    kind = Muon if settings.optimizer == "muon" else torch.optim.AdamW
     return kind(
         [
             {
                 "params": parameters,
                 "lr": rate,
                 "weight_decay": settings.weight_decay if decays else 0.0,
-                **({"muon": muon} if hidden else {}),
+                "muon": muon,
             }
             for (rate, decays, muon), parameters in groups.items()
         ],

@@ -14,12 +14,12 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from tiny_audio import facts
 from tiny_audio.errors import UserError
-from tiny_audio.hub.asr_checkpoint import load_tokenizer
+from tiny_audio.hub.asr_checkpoint import read_config
 from tiny_audio.hub.asr_config import TinyAudioConfig
 from tiny_audio.hub.asr_lora import LORA_MARK
 from tiny_audio.hub.asr_modeling import TinyAudioForConditionalGeneration
 from tiny_audio.hub.asr_processing import add_audio_token
-from tiny_audio.train.build import byte_tokenizer, describe, freeze
+from tiny_audio.train.build import build_tokenizer, describe, freeze
 from tiny_audio.train.config import resolve_model_path
 
 # Where a parameter's name starts -> the part it is counted in. LoRA weights get a row of their own.
@@ -86,10 +86,10 @@ def _in_words(number: int) -> str:
 
 def _architecture(config: DictConfig) -> TinyAudioConfig:
     if config.init_from:
-        where = resolve_model_path(config.init_from)
-        if Path(where).is_dir() and not (Path(where) / "config.json").is_file():
-            raise UserError(f"init_from={config.init_from} holds no config.json: is it a model folder?")
-        return TinyAudioConfig.from_pretrained(where)
+        try:
+            return read_config(resolve_model_path(config.init_from))
+        except (OSError, ValueError) as error:
+            raise UserError(str(error)) from error
     settings = config.model
     if settings.encoder_model_name:
         audio_config = _named_config(settings.encoder_model_name, settings.encoder_revision)
@@ -121,10 +121,6 @@ def _described_config(values: DictConfig, **fixed: Any) -> PreTrainedConfig:
 
 
 def _vocabulary_size(settings: DictConfig) -> int:
-    tokenizer = (
-        byte_tokenizer(settings.tokenizer_words)
-        if settings.tokenizer == "bytes"
-        else load_tokenizer(settings.tokenizer)
-    )
+    tokenizer = build_tokenizer(settings)
     add_audio_token(tokenizer)
     return len(tokenizer)
