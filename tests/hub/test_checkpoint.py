@@ -28,8 +28,8 @@ from tests.tiny_models import (
     tiny_model,
 )
 from tiny_audio.hub.asr_checkpoint import WEIGHTS_FILE, fingerprint, load_model, merge
+from tiny_audio.hub.asr_longform import transcribe_waveforms
 from tiny_audio.hub.asr_losses import LossWeights
-from tiny_audio.hub.asr_pipeline import transcribe_waveforms
 from tiny_audio.train.build import build_model, byte_tokenizer
 
 WEIGHTS = LossWeights(ctc=1.0)

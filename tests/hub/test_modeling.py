@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from tests.tiny_models import CLIPS, LLAMA, architecture, examples, noise, randomize, tiny_config, tiny_model
 from tiny_audio.hub.asr_checkpoint import merge
+from tiny_audio.hub.asr_longform import transcribe_waveforms
 from tiny_audio.hub.asr_losses import LossWeights
-from tiny_audio.hub.asr_pipeline import transcribe_waveforms
 from tiny_audio.hub.asr_projectors import PROJECTORS
 from tiny_audio.train.build import build_model, freeze
 

@@ -19,7 +19,7 @@ from transformers import (
 
 from tests.tiny_models import LLAMA, WHISPER, WHISPER_DECODER, architecture, noise
 from tiny_audio.hub.asr_checkpoint import load_model
-from tiny_audio.hub.asr_pipeline import transcribe_waveforms
+from tiny_audio.hub.asr_longform import transcribe_waveforms
 from tiny_audio.train.build import byte_tokenizer
 from tiny_audio.train.config import compose_config, experiment_names
 from tiny_audio.train.run import run

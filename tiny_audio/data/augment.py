@@ -26,7 +26,7 @@ from tiny_audio.hub.asr_audio import SAMPLING_RATE
 Range = tuple[float, float]
 
 # Streams of the random numbers of one clip: a new kind of augmentation leaves the others as they were.
-SPEED_STREAM, SPLICE_STREAM, WAVEFORM_STREAM, FEATURE_STREAM = range(4)
+SPEED_STREAM, SPLICE_STREAM, WAVEFORM_STREAM, FEATURE_STREAM, NON_SPEECH_STREAM = range(5)
 
 NOISE_SLOPE_RANGE = (
     0.0,
@@ -72,6 +72,7 @@ class Augmentation:
     equalizer_db: float = 6.0
     gain_db: Range = (0.0, 0.0)
     splice_probability: float = 0.0
+    non_speech_probability: float = 0.0
     frequency_warp: Range = (1.0, 1.0)
     frequency_warp_probability: float = 0.0
     time_masks: int = 0

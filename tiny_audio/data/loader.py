@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tiny_audio.data.augment import (
     FEATURE_STREAM,
+    NON_SPEECH_STREAM,
     WAVEFORM_STREAM,
     Augmentation,
     augment_features,
@@ -30,6 +31,7 @@ from tiny_audio.data.augment import (
     draw_rates,
 )
 from tiny_audio.data.batching import EpochPlan, plan_epoch
+from tiny_audio.data.non_speech import random_non_speech
 from tiny_audio.data.source import Source, check_problems, show_progress
 from tiny_audio.data.splice import Recipe, Splicer, join_pieces
 from tiny_audio.data.text import clean_transcript
@@ -59,6 +61,7 @@ class ClipPlan:
 
     row: int
     key: int
+    seconds: float  # as heard
     speed: float
     tempo: float
     recipe: Recipe | None
@@ -337,13 +340,22 @@ class TrainData:
         return self._planned
 
     def _batch_plans(self, epoch: int, start_batch: int) -> Iterator[BatchPlan]:
-        _, plan, rates, _, recipes = self._plan(epoch)
+        _, plan, rates, lengths, recipes = self._plan(epoch)
         for index in range(start_batch, len(plan)):
             clips = []
             for position in plan[index]:
                 row = int(self._rows[position])
                 speed, tempo = rates[position].tolist()
-                clips.append(ClipPlan(row, int(self._keys[row]), speed, tempo, recipes.get(row)))
+                clips.append(
+                    ClipPlan(
+                        row,
+                        int(self._keys[row]),
+                        float(lengths[position]),
+                        speed,
+                        tempo,
+                        recipes.get(row),
+                    )
+                )
             yield BatchPlan(epoch, index, tuple(clips))
 
 
@@ -400,6 +412,9 @@ class BatchReader(Dataset):
     def _read_clip(self, clip: ClipPlan, epoch: int) -> tuple[str, np.ndarray, str] | Problem:
         generator = clip_generator(self._seed, epoch, clip.key, WAVEFORM_STREAM)
         source, utterance = self._utterance(clip.row)
+        other = clip_generator(self._seed, epoch, clip.key, NON_SPEECH_STREAM)
+        if other.random() < self._augmentation.non_speech_probability:
+            return utterance.id, random_non_speech(max(1, int(clip.seconds * SAMPLING_RATE)), other), ""
         if clip.recipe is None:
             read = self._read_row(source, utterance)
             if isinstance(read, Problem):

@@ -18,13 +18,19 @@ from tiny_audio.data.utterance import Utterance
 from tiny_audio.hub.asr_audio import SAMPLING_RATE
 
 GAP_SECONDS_RANGE = (0.03, 0.5)
+PAUSE_SECONDS_RANGE = (0.5, 2.0)  # between sentences, which short clips never show and long recordings do
+PAUSE_SHARE = 0.25  # of the gaps
 EDGE_SECONDS_RANGE = (0.05, 0.3)  # silence before the first and after the last piece
+LONG_EDGE_SECONDS_RANGE = (0.3, 1.0)
+LONG_EDGE_SHARE = 0.25
+DOUBLE_SHARE = 0.3  # of the strings have the words of two clips: longer than any clip may be
 MOST_WORDS_OF_A_PIECE = 3  # words that were spoken together stay together this far, with their coarticulation
 MOST_CLIPS_JOINED = 3
 CONTEXT_SECONDS = 0.03  # kept on either side of a word where no other word is in the way
 FADE_SECONDS = 0.005
 LEVEL_SPREAD_DB = 3.0
 FLOOR_DB_RANGE = (-75.0, -45.0)  # noise in the gaps, relative to the speech
+DIGITAL_SILENCE_SHARE = 0.2  # of the strings have gaps of zeros
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +97,16 @@ class Splicer:
     def _draw_recipe(self, rows: Sequence[_Row], generator: np.random.Generator) -> Recipe | None:
         with_words = [row for row in rows if row.words]
         pool = with_words or rows
-        # As many words as some clip of this speaker has, so that lengths stay as they are in the data.
-        num_wanted = (
-            len(pool[int(generator.integers(len(pool)))].words)
-            if with_words
-            else int(generator.integers(2, MOST_CLIPS_JOINED + 1))
-        )
+        # As many words as one clip of this speaker has, or two together.
+        if with_words:
+            num_clips = 2 if generator.random() < DOUBLE_SHARE else 1
+            num_wanted = sum(len(pool[int(generator.integers(len(pool)))].words) for _ in range(num_clips))
+        else:
+            num_wanted = int(generator.integers(2, MOST_CLIPS_JOINED + 1))
         pieces: list[Piece] = []
         gaps: list[float] = []
         texts: list[str] = []
-        seconds = generator.uniform(*EDGE_SECONDS_RANGE)
-        trailing = generator.uniform(*EDGE_SECONDS_RANGE)
+        seconds, trailing = _draw_edge(generator), _draw_edge(generator)
         gap = seconds
         while num_wanted > 0:
             row = pool[int(generator.integers(len(pool)))]
@@ -113,8 +118,8 @@ class Splicer:
             gaps.append(gap)
             texts.append(words)
             num_wanted -= len(words.split()) if row.words else 1
-            low, high = GAP_SECONDS_RANGE
-            gap = low + (high - low) * generator.random() ** 2  # short pauses are the common ones
+            low, high = PAUSE_SECONDS_RANGE if generator.random() < PAUSE_SHARE else GAP_SECONDS_RANGE
+            gap = low + (high - low) * generator.random() ** 2  # short ones are the common ones
             seconds += length + gap
         if not pieces:
             return None
@@ -138,6 +143,7 @@ def join_pieces(
     wanted = max(levels[0], 1e-3)
     num_gaps = [round(gap * SAMPLING_RATE) for gap in recipe.gaps]
     floor = wanted * 10.0 ** (generator.uniform(*FLOOR_DB_RANGE) / 20.0)
+    floor *= generator.random() >= DIGITAL_SILENCE_SHARE
     result = generator.standard_normal(sum(num_gaps) + sum(map(len, cuts)), dtype=np.float32) * np.float32(
         floor
     )
@@ -166,6 +172,12 @@ def _splice_row(row: int, utterance: Utterance, text: str) -> _Row:
         end = word.end + min(CONTEXT_SECONDS, max(0.0, (after - word.end) / 2))
         spans.append((max(0.0, start), min(seconds, end)))
     return _Row(row, text, seconds, tuple(word.text for word in words), tuple(spans))
+
+
+def _draw_edge(generator: np.random.Generator) -> float:
+    """Seconds of silence at one end."""
+    chosen = LONG_EDGE_SECONDS_RANGE if generator.random() < LONG_EDGE_SHARE else EDGE_SECONDS_RANGE
+    return float(generator.uniform(*chosen))
 
 
 def _draw_piece(row: _Row, num_wanted: int, generator: np.random.Generator) -> tuple[Piece, str]:

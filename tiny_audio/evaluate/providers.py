@@ -78,9 +78,9 @@ class TinyAudioProvider:
         return float(self.processor.max_seconds)
 
     def transcribe(self, waveforms: list[Waveform]) -> list[str]:
-        from tiny_audio.hub.asr_pipeline import transcribe_waveforms
+        from tiny_audio.hub.asr_longform import transcribe_waveforms
 
-        return list(transcribe_waveforms(self.model, self.processor, waveforms, **self.generate_options))
+        return transcribe_waveforms(self.model, self.processor, waveforms, **self.generate_options)
 
 
 PROVIDERS: dict[str, Callable[[str | None, str], Provider]] = {

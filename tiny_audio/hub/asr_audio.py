@@ -1,4 +1,4 @@
-"""Audio files to waveforms: libsndfile decodes, soxr resamples, and anything odd becomes one clear line.
+"""Audio files to waveforms: libsndfile (or ffmpeg) decodes, soxr resamples, and anything odd becomes one clear line.
 
 Legend: S samples at the wanted sampling rate, N frames of the file, C channels of the file.
 """
@@ -8,12 +8,15 @@ from __future__ import annotations
 import io
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import soundfile
 import soxr
+
+from .asr_ffmpeg import FORMATS_WITH_FFMPEG, HEADER_BYTES, decode_with_ffmpeg, demuxer_for
 
 logger = logging.getLogger(__name__)
 
@@ -55,71 +58,135 @@ def load_audio(
     sampling_rate: int = SAMPLING_RATE,
     max_seconds: float | None = None,
 ) -> np.ndarray:
-    """Decode audio to a mono waveform.
+    """Decode audio to a mono waveform: float32 (S,).
+
+    Arguments and errors are those of `read_blocks`.
+    """
+    blocks = list(read_blocks(source, sampling_rate, max_seconds))
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
+def read_blocks(
+    source: AudioSource,
+    sampling_rate: int = SAMPLING_RATE,
+    max_seconds: float | None = None,
+) -> Iterator[np.ndarray]:
+    """Decode audio block by block, so that memory does not grow with its length.
 
     Args:
         source: path, encoded bytes, or binary file object (read from its start where it can seek; left open).
         sampling_rate: of the result, in Hz.
         max_seconds: longest audio that is accepted. Reading stops as soon as it is passed.
 
-    Returns:
-        float32 array (S,), the mean of all channels; full scale is 1.0.
+    Yields:
+        Parts of the mono waveform, the mean of all channels: float32, at least one sample; full scale is 1.0.
 
     Raises:
         AudioError: missing, not audio, no samples, non-finite or unscaled samples, or too long. Audio whose
             end is missing is returned as far as it reads, with a warning in the log.
     """
     name = describe_source(source)
+    demuxer = demuxer_for(_header(source))
+    if demuxer is not None:
+        yield from _read_with_ffmpeg(source, name, demuxer, sampling_rate, max_seconds)
+        return
+    num_samples = 0
     with _open(source, name) as file:
         rate = file.samplerate
-        declared_frames = file.frames
-        block_frames = max(1, BLOCK_SAMPLES // file.channels)
         resample = (
             None if rate == sampling_rate else soxr.ResampleStream(rate, sampling_rate, 1, dtype="float32")
         )
-        parts: list[np.ndarray] = []
         num_frames = 0
-        while True:
-            try:
-                block = file.read(block_frames, dtype="float32", always_2d=True)  # (N, C)
-            except (soundfile.LibsndfileError, RuntimeError) as error:
-                if num_frames == 0:
-                    raise AudioError(
-                        f"{name}: cannot be decoded ({_reason(error)}); is it damaged?"
-                    ) from error
-                logger.warning(
-                    "%s: broken after %.2f s (%s)",
-                    name,
-                    num_frames / rate,
-                    _reason(error),
-                )
-                break
-            if len(block) == 0:
-                if (
-                    0 < num_frames < declared_frames < UNKNOWN_FRAMES
-                    and declared_frames - num_frames > rate // 10
-                ):
-                    logger.warning(
-                        "%s: ends after %.2f of its %.2f s",
-                        name,
-                        num_frames / rate,
-                        declared_frames / rate,
-                    )
-                break
-            mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)  # (N,)
-            _check_samples(mono, num_frames / rate, name)
+        for mono in _decode(file, name):
             num_frames += len(mono)
             if max_seconds is not None and num_frames > max_seconds * rate:
-                raise AudioError(_too_long(name, max(num_frames, declared_frames), rate, max_seconds))
-            parts.append(mono if resample is None else resample.resample_chunk(mono))
+                raise AudioError(_too_long(name, max(num_frames, file.frames), rate, max_seconds))
+            block = mono if resample is None else resample.resample_chunk(mono)
+            num_samples += len(block)
+            if len(block):
+                yield np.ascontiguousarray(block, dtype=np.float32)
+        if num_frames and resample is not None:
+            block = resample.resample_chunk(np.zeros(0, np.float32), last=True)
+            num_samples += len(block)
+            if len(block):
+                yield block
     if num_frames == 0:
         raise AudioError(f"{name}: holds no samples (0 s of audio)")
-    if resample is not None:
-        parts.append(resample.resample_chunk(np.zeros(0, np.float32), last=True))
-    waveform = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    if len(waveform) == 0:
+    if num_samples == 0:
         raise AudioError(f"{name}: holds only {num_frames} samples at {rate} Hz, too few to resample")
-    return np.ascontiguousarray(waveform, dtype=np.float32)
+
+
+def _read_with_ffmpeg(
+    source: AudioSource, name: str, demuxer: str, sampling_rate: int, max_seconds: float | None
+) -> Iterator[np.ndarray]:
+    """`read_blocks` of what libsndfile does not know."""
+    if isinstance(source, (str, os.PathLike)):
+        encoded: str | bytes = os.fspath(source)
+    elif isinstance(source, (bytes, bytearray, memoryview)):
+        encoded = bytes(source)
+    else:
+        encoded = _read_whole(source, name).getvalue()
+    num_samples = 0
+    try:
+        for block in decode_with_ffmpeg(encoded, demuxer, sampling_rate):
+            _check_samples(block, num_samples / sampling_rate, name)
+            num_samples += len(block)
+            if max_seconds is not None and num_samples > max_seconds * sampling_rate:
+                raise AudioError(_too_long(name, UNKNOWN_FRAMES, sampling_rate, max_seconds))
+            yield block
+    except AudioError:
+        raise
+    except (OSError, ValueError) as error:
+        if num_samples == 0:
+            raise AudioError(f"{name}: cannot be decoded ({_reason(error)})") from error
+        logger.warning("%s: broken after %.2f s (%s)", name, num_samples / sampling_rate, _reason(error))
+    if num_samples == 0:
+        raise AudioError(f"{name}: holds no samples (0 s of audio)")
+
+
+def _header(source: AudioSource) -> bytes:
+    """The first bytes of the audio, as far as they can be had without consuming it."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return bytes(source[:HEADER_BYTES])
+    if isinstance(source, (str, os.PathLike)):
+        try:
+            with open(source, "rb") as file:
+                return file.read(HEADER_BYTES)
+        except (OSError, ValueError):
+            return b""  # `_open` says what is the matter
+    seekable = getattr(source, "seekable", None)
+    if not hasattr(source, "read") or seekable is None or not seekable():
+        return b""
+    source.seek(0)
+    header = source.read(HEADER_BYTES)
+    source.seek(0)
+    return header if isinstance(header, bytes) else b""
+
+
+def _decode(file: soundfile.SoundFile, name: str) -> Iterator[np.ndarray]:
+    """The file's blocks at its own rate, channels averaged: float32 (N,), checked."""
+    rate, declared_frames = file.samplerate, file.frames
+    block_frames = max(1, BLOCK_SAMPLES // file.channels)
+    num_frames = 0
+    while True:
+        try:
+            block = file.read(block_frames, dtype="float32", always_2d=True)  # (N, C)
+        except (soundfile.LibsndfileError, RuntimeError) as error:
+            if num_frames == 0:
+                raise AudioError(f"{name}: cannot be decoded ({_reason(error)}); is it damaged?") from error
+            logger.warning("%s: broken after %.2f s (%s)", name, num_frames / rate, _reason(error))
+            return
+        if len(block) == 0:
+            missing = declared_frames - num_frames
+            if num_frames and declared_frames < UNKNOWN_FRAMES and missing > rate // 10:
+                logger.warning(
+                    "%s: ends after %.2f of its %.2f s", name, num_frames / rate, declared_frames / rate
+                )
+            return
+        mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)  # (N,)
+        _check_samples(mono, num_frames / rate, name)
+        num_frames += len(mono)
+        yield mono
 
 
 def audio_seconds(source: AudioSource) -> float:
@@ -129,6 +196,8 @@ def audio_seconds(source: AudioSource) -> float:
         AudioError: missing, not audio, or no samples.
     """
     name = describe_source(source)
+    if demuxer_for(_header(source)) is not None:
+        return sum(len(block) for block in read_blocks(source)) / SAMPLING_RATE
     with _open(source, name) as file:
         frames = file.frames
         if not 0 < frames < UNKNOWN_FRAMES:
@@ -183,8 +252,8 @@ def _open(source: AudioSource, name: str) -> soundfile.SoundFile:
     # soundfile takes a name that ends in .raw for headerless samples and asks for a rate with TypeError.
     except (soundfile.LibsndfileError, RuntimeError, TypeError, OSError) as error:
         raise AudioError(
-            f"{name}: is not audio that can be read ({_reason(error)}); it must be {READABLE_FORMATS}. "
-            "To convert it: ffmpeg -i INPUT output.flac"
+            f"{name}: is not audio that can be read ({_reason(error)}); it must be {READABLE_FORMATS}, or with "
+            f"ffmpeg {FORMATS_WITH_FFMPEG}"
         ) from error
     if not LOWEST_SAMPLING_RATE <= file.samplerate <= HIGHEST_SAMPLING_RATE:
         rate = file.samplerate

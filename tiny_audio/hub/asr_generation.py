@@ -1,29 +1,44 @@
-"""Generation of transcripts: the audio is encoded once, and no clip writes more than can be said in its length.
+"""Generation of transcripts: the audio is encoded once, no clip writes more than was said, and text can be streamed.
 
-Legend: B batch, L feature frames (mel) or samples (waveform), T text tokens.
+Legend: B batch, L feature frames (mel) or samples (waveform), T text tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
+import queue
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.generation import GenerationMixin, StoppingCriteria, StoppingCriteriaList
+from transformers.generation import (
+    GenerationMixin,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+from transformers.generation.streamers import BaseStreamer
 
-# Characters of fast English speech come at about 20 a second, tokens of a word vocabulary at about 6. A transcript
-# that outgrows this allowance is a loop, not speech.
-BYTE_TOKENS_PER_SECOND = 30.0
-WORD_TOKENS_PER_SECOND = 12.0
-BYTE_VOCABULARY_LIMIT = 1000
-MINIMUM_NEW_TOKENS = 16
+from .asr_alignment import speech_evidence
+from .asr_guard import ClipLengthCriteria, RepetitionCriteria, has_speech, new_token_limits
+
+UNFINISHED_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 
 
 class TranscriptGeneration(GenerationMixin):
-    """`generate` and what belongs to it; mixed into the model with its head."""
+    """`generate`, `generate_stream` and what belongs to them; mixed into the model with its head."""
 
     config: Any
     model: Any
+
+    @torch.no_grad()
+    def alignment(self, audio: Any) -> Tensor | None:
+        """(B, F, characters + 1) log-probabilities of the alignment head; None without one."""
+        if self.ctc_head is None:
+            return None
+        return self.ctc_logits(audio.last_hidden_state).float().log_softmax(dim=-1)
 
     @torch.no_grad()
     def generate(
@@ -33,49 +48,159 @@ class TranscriptGeneration(GenerationMixin):
         input_features_mask: Tensor | None = None,
         attention_mask: Tensor | None = None,
         stopping_criteria: StoppingCriteriaList | None = None,
+        audio_features: Any = None,
+        tokenizer: Any = None,
         **kwargs: Any,
     ) -> Any:
         """Token ids of the transcripts, `(B, new tokens)` without the prompt.
 
         Takes all of `GenerationMixin.generate`'s options. The audio is encoded once, whatever the number of
         beams. Without `max_new_tokens` or `max_length`, each clip may grow to what can be said in its own
-        length, independent of its batch mates.
+        length, independent of its batch mates; with them, they are what each clip may grow to.
+
+        Args:
+            audio_features: what `get_audio_features` returned, in place of `input_features` and their mask.
+            tokenizer: where the model has an alignment head, stops texts that repeat themselves beyond what
+                it hears (`asr_guard`).
         """
-        if input_features is None:
+        if input_features is None and audio_features is None:
             return super().generate(
                 input_ids, attention_mask=attention_mask, stopping_criteria=stopping_criteria, **kwargs
             )
         assert input_ids is not None, "audio comes with a prompt: give input_ids"
-        assert input_features_mask is not None, "input_features come with their input_features_mask"
-        audio = self.get_audio_features(input_features, input_features_mask)
-        assert audio.frame_lengths is not None
+        audio = audio_features
+        if audio is None:
+            assert input_features_mask is not None, "input_features come with their input_features_mask"
+            audio = self.get_audio_features(input_features, input_features_mask)
         embeddings = self.model.splice(input_ids, audio)
+        log_probabilities = self.alignment(audio)
+        characters = (
+            None if log_probabilities is None else speech_evidence(log_probabilities, audio.frame_lengths)
+        )
+        criteria = list(stopping_criteria or [])
         given = kwargs.get("generation_config")
         if not any(kwargs.get(key) or getattr(given, key, None) for key in ("max_new_tokens", "max_length")):
-            limits = self.new_token_limits(audio.frame_lengths)
+            limits = new_token_limits(self.config, audio.frame_lengths, characters)
             kwargs["max_new_tokens"] = int(limits.max())
-            stopping_criteria = StoppingCriteriaList([*(stopping_criteria or []), ClipLengthCriteria(limits)])
+            criteria.append(ClipLengthCriteria(limits))
+        if tokenizer is not None and characters is not None:
+            criteria.append(RepetitionCriteria(tokenizer, characters))
         return super().generate(
             inputs_embeds=embeddings,
             attention_mask=attention_mask,
-            stopping_criteria=stopping_criteria,
+            stopping_criteria=StoppingCriteriaList(criteria),
             **kwargs,
         )
 
-    def new_token_limits(self, frame_lengths: Tensor) -> Tensor:
-        """(B,) tokens that speech of each clip's length can hold."""
-        bytewise = self.config.text_config.vocab_size < BYTE_VOCABULARY_LIMIT
-        per_second = BYTE_TOKENS_PER_SECOND if bytewise else WORD_TOKENS_PER_SECOND
-        seconds = frame_lengths * self.config.frame_seconds
-        return MINIMUM_NEW_TOKENS + (seconds * per_second).ceil().long()
+    def generate_stream(self, tokenizer: Any, audio_features: Any = None, **inputs: Any) -> Iterator[str]:
+        """Yields the text of one clip in pieces, as they are written; joined they are the text of `generate`.
+
+        Takes `generate`'s arguments but for beams. An exception of the generation is raised here; when the
+        caller stops early (`close()`, or leaving the loop), the generation stops at its next token.
+        """
+        if audio_features is None:
+            mask = inputs.pop("input_features_mask")
+            audio_features = self.get_audio_features(inputs.pop("input_features"), mask)
+        if len(audio_features.frame_lengths) != 1:
+            raise ValueError("a stream is of one clip: give a batch of one")
+        log_probabilities = self.alignment(audio_features)
+        if log_probabilities is not None and not has_speech(log_probabilities, audio_features.frame_lengths):
+            return
+        pieces = _Pieces(tokenizer)
+        criteria = StoppingCriteriaList([*(inputs.pop("stopping_criteria", None) or []), pieces.stopper])
+        inputs |= {"tokenizer": tokenizer, "streamer": pieces, "stopping_criteria": criteria}
+
+        def work() -> None:
+            try:
+                self.generate(audio_features=audio_features, **inputs)
+                pieces.end()
+            except BaseException as error:  # whatever it is, it belongs to the caller
+                pieces.queue.put(error)
+
+        worker = threading.Thread(target=work, name="generate_stream", daemon=True)
+        worker.start()
+        try:
+            while (piece := pieces.queue.get()) is not None:
+                if isinstance(piece, BaseException):
+                    raise piece
+                yield piece
+        finally:
+            pieces.stopper.stopped.set()
+            worker.join()
 
 
-class ClipLengthCriteria(StoppingCriteria):
-    """Ends each clip at its own number of new tokens, `limits (B,)`; beams of a clip lie next to each other."""
+class _Stopper(StoppingCriteria):
+    """Ends the generation once `stopped` is set."""
 
-    def __init__(self, limits: Tensor):
-        self.limits = limits
+    def __init__(self) -> None:
+        self.stopped = threading.Event()
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        limits = self.limits.to(input_ids.device).repeat_interleave(len(input_ids) // len(self.limits))
-        return input_ids.shape[1] >= limits
+        return torch.full((len(input_ids),), self.stopped.is_set(), device=input_ids.device)
+
+
+class _Pieces(BaseStreamer):
+    """Token ids to pieces of text without outer blanks or half characters; None in the queue is the end."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        self.queue: queue.Queue[str | BaseException | None] = queue.Queue()
+        self.stopper = _Stopper()
+        self.ids: list[int] = []
+        self.written = ""
+
+    def put(self, value: Tensor) -> None:
+        self.ids += value.flatten().tolist()
+        text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
+        # A byte of a character, or a blank that may turn out to be the last, waits for what follows.
+        self._write(text.lstrip().rstrip(UNFINISHED_CHARACTER).rstrip())
+
+    def end(self) -> None:
+        self._write(self.tokenizer.decode(self.ids, skip_special_tokens=True).strip())
+        self.queue.put(None)
+
+    def _write(self, text: str) -> None:
+        if text.startswith(self.written) and len(text) > len(self.written):
+            self.queue.put(text[len(self.written) :])
+            self.written = text
+
+
+class TokenScores(LogitsProcessor):
+    """Keeps the log-probability of each token that is written, without holding the scores of the whole vocabulary.
+
+    Last in the list of processors: it sees the scores that the choice is made from. Not for beams.
+    """
+
+    def __init__(self) -> None:
+        self.chosen: list[Tensor] = []
+        self.last: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self._note(input_ids[:, -1:] if input_ids.shape[1] else None)
+        self.last = scores.float().log_softmax(dim=-1)
+        return scores
+
+    def _note(self, tokens: Tensor | None) -> None:
+        if self.last is not None and tokens is not None:
+            self.chosen.append(self.last.gather(1, tokens))
+
+    def finish(self, ids: Tensor) -> Tensor:
+        """(B, T) log-probabilities of `ids (B, T)`, which generation has returned."""
+        self._note(ids[:, -1:])
+        return torch.cat(self.chosen, dim=1)
+
+    def as_list(self) -> LogitsProcessorList:
+        return LogitsProcessorList([self])
+
+
+def word_scores(tokenizer: Any, ids: list[int], scores: list[float]) -> list[float]:
+    """Log-probability of each word of the text that `ids` make: the sum over its tokens."""
+    totals: list[float] = []
+    for count, score in enumerate(scores, start=1):
+        words = len(tokenizer.decode(ids[:count], skip_special_tokens=True).split())
+        if words == 0:
+            continue
+        while len(totals) < words:
+            totals.append(0.0)
+        totals[words - 1] += score
+    return totals

@@ -25,10 +25,12 @@ CTC_PADDING = -1
 class LossWeights:
     """How the losses add up; the defaults train the language model's cross entropy alone.
 
+    With `language_model` 0 the decoder is not run at all.
     `embedding_negatives` is the number of vocabulary entries that the embedding loss scores besides a clip's own
     tokens: 0 for the whole vocabulary, else a sample that is the same for the whole run.
     """
 
+    language_model: float = 1.0
     ctc: float = 0.0
     embedding: float = 0.0
     balance: float = 0.0

@@ -62,6 +62,18 @@ class AudioFeatures(ModelOutput):
     token_lengths: Tensor | None = None
     balance_loss: Tensor | None = None
 
+    def select(self, rows: Tensor) -> AudioFeatures:
+        """The features of some clips, `rows (N,)` of the batch."""
+        assert self.last_hidden_state is not None and self.pooler_output is not None
+        assert self.frame_lengths is not None and self.token_lengths is not None
+        clips = self.pooler_output.split(self.token_lengths.tolist())
+        return AudioFeatures(
+            last_hidden_state=self.last_hidden_state[rows],
+            pooler_output=torch.cat([clips[row] for row in rows.tolist()]),
+            frame_lengths=self.frame_lengths[rows],
+            token_lengths=self.token_lengths[rows],
+        )
+
 
 @dataclass
 class TinyAudioOutput(ModelOutput):
@@ -336,6 +348,12 @@ class TinyAudioForConditionalGeneration(TinyAudioPreTrainedModel, TranscriptGene
                 accumulation or several processes, the counts of the whole step make the gradient that of
                 one big batch.
         """
+        weights = loss_weights or LossWeights()
+        if labels is not None and not weights.language_model:
+            audio = self.get_audio_features(input_features, input_features_mask)
+            return self._with_loss(
+                TinyAudioOutput(audio_features=audio), None, labels, ctc_labels, weights, normalizers
+            )
         outputs = self.model(
             input_ids=input_ids,
             input_features=input_features,
@@ -359,11 +377,27 @@ class TinyAudioForConditionalGeneration(TinyAudioPreTrainedModel, TranscriptGene
                 hidden_states[:, -logits_to_keep:] if logits_to_keep else hidden_states
             )
             return result
-        weights = loss_weights or LossWeights()
+        return self._with_loss(result, hidden_states, labels, ctc_labels, weights, normalizers)
+
+    def _with_loss(
+        self,
+        result: TinyAudioOutput,
+        hidden_states: Tensor | None,
+        labels: Tensor,
+        ctc_labels: Tensor | None,
+        weights: LossWeights,
+        normalizers: dict[str, float] | None,
+    ) -> TinyAudioOutput:
+        """`result` with its losses; `hidden_states (B, T, D_t)` are None where the decoder rests."""
         sums, counts, result.infeasible = self._loss_sums(
             hidden_states, labels, ctc_labels, result.audio_features, weights
         )
-        scale = {"lm": 1.0, "ctc": weights.ctc, "embedding": weights.embedding, "balance": weights.balance}
+        scale = {
+            "lm": weights.language_model,
+            "ctc": weights.ctc,
+            "embedding": weights.embedding,
+            "balance": weights.balance,
+        }
         counts = counts if normalizers is None else normalizers
         terms = [scale[name] * term / max(counts[name], 1) for name, term in sums.items()]
         result.loss = sum(terms[1:], start=terms[0])
@@ -372,7 +406,7 @@ class TinyAudioForConditionalGeneration(TinyAudioPreTrainedModel, TranscriptGene
 
     def _loss_sums(
         self,
-        hidden_states: Tensor,
+        hidden_states: Tensor | None,
         labels: Tensor,
         ctc_labels: Tensor | None,
         audio: AudioFeatures | None,
@@ -380,9 +414,11 @@ class TinyAudioForConditionalGeneration(TinyAudioPreTrainedModel, TranscriptGene
     ) -> tuple[dict[str, Tensor], dict[str, float], Tensor]:
         targets = labels[:, 1:]  # a position predicts the next token
         scored = targets != IGNORE_LABEL  # (B, T - 1)
-        logits = self.compute_logits(hidden_states[:, :-1][scored])  # (label positions, V)
-        sums = {"lm": language_model_loss(logits, targets[scored])}
-        counts: dict[str, float] = {"lm": len(logits)}
+        sums: dict[str, Tensor] = {}
+        counts: dict[str, float] = {"lm": int(scored.sum())}
+        if hidden_states is not None:
+            logits = self.compute_logits(hidden_states[:, :-1][scored])  # (label positions, V)
+            sums["lm"] = language_model_loss(logits, targets[scored])
         infeasible = torch.zeros((), dtype=torch.long, device=labels.device)
         if weights.ctc and audio is not None and ctc_labels is not None:
             assert audio.last_hidden_state is not None and audio.frame_lengths is not None

@@ -1,36 +1,41 @@
-"""`pipeline("automatic-speech-recognition", ...)` for Tiny Audio: any audio in, text out, without ffmpeg."""
+"""`pipeline("automatic-speech-recognition", ...)` for Tiny Audio: audio of any kind and length in, text out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import soxr
-import torch
+from torch.utils.data import Dataset
 from transformers import Pipeline
 
-from .asr_audio import load_audio
-from .asr_processing import TinyAudioProcessor
+from .asr_audio import SAMPLING_RATE, read_blocks
+from .asr_longform import Blocks, Recogniser, Recognition
 
-
-@torch.inference_mode()
-def transcribe_waveforms(
-    model: Any, processor: TinyAudioProcessor, waveforms: Sequence[np.ndarray], **generate_kwargs: Any
-) -> list[str]:
-    """One batch of 16 kHz float32 waveforms (S,) to transcripts. Raises ValueError for a clip longer than one pass."""
-    if not len(waveforms):
-        return []
-    batch = processor.collate([processor.encode(waveform) for waveform in waveforms]).to(model.device)
-    batch["input_features"] = batch["input_features"].to(model.dtype)
-    return processor.batch_decode(model.generate(**batch, **generate_kwargs))
+DEFAULT_BATCH_SIZE = 8
 
 
 class TinyAudioPipeline(Pipeline):
-    """A thin pipeline: decoding is `asr_audio`'s, batching `asr_processing`'s, and generation the model's.
+    """A thin pipeline: reading is `asr_audio`'s, windows and merging `asr_longform`'s, generation the model's.
 
-    Accepts a path, bytes, a file object, a mono array at 16 kHz, `{"array" | "raw": ..., "sampling_rate": ...}`, or a
-    list of these. Further keyword arguments go to `generate`.
+    Accepts a path, bytes, a binary file object, a mono array at 16 kHz, or
+    `{"array" | "raw": ..., "sampling_rate": ...}`; or a list, generator or dataset of these. Lists give lists, the
+    others generators.
+
+    Args (of the constructor or of a call):
+        chunk_length_s: the longest window, at most what the model takes (30); default: what it was trained on.
+        stride_length_s: overlap before and after the border of two windows where no silence was found to cut at; one
+            number or two. Default (5, 5).
+        batch_size: windows in one pass, of one recording or of many. Default 8.
+        return_timestamps: True for the time of each segment, "word" for that of each word with its confidence.
+        stream: yield the text of one recording in pieces, as they are written.
+        generate_kwargs: options of `generate`; further keyword arguments are the same (num_beams, do_sample,
+            temperature, max_new_tokens for each window ...).
+
+    Returns:
+        `{"text": ...}`, with `"chunks": [{"text", "timestamp": (start, end)}]` where times were asked for, and
+        `"problems": [{"start", "end", "reason"}]` where something could not be recognised.
     """
 
     _load_processor = True
@@ -45,42 +50,101 @@ class TinyAudioPipeline(Pipeline):
         self.model.eval()
 
     def _sanitize_parameters(
-        self, generate_kwargs: dict[str, Any] | None = None, **kwargs: Any
+        self,
+        chunk_length_s: float | None = None,
+        stride_length_s: float | tuple[float, float] | None = None,
+        return_timestamps: bool | str | None = None,
+        generate_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        return {}, {**(generate_kwargs or {}), **kwargs}, {}
+        settings: dict[str, Any] = {"generate": {**(generate_kwargs or {}), **kwargs}}
+        if chunk_length_s:
+            settings["window_seconds"] = float(chunk_length_s)
+        if stride_length_s is not None:
+            both = (stride_length_s,) * 2 if isinstance(stride_length_s, (int, float)) else stride_length_s
+            settings["overlap_seconds"] = (float(both[0]), float(both[1]))
+        if return_timestamps not in (None, False, True, "word"):
+            raise ValueError(f'return_timestamps must be True, False or "word", got {return_timestamps!r}')
+        if return_timestamps:
+            settings["word_times"] = True
+        return {}, settings, {} if return_timestamps is None else {"return_timestamps": return_timestamps}
 
-    def preprocess(self, inputs: Any, **_: Any) -> dict[str, Any]:
-        return {"waveform": as_waveform(inputs, self.processor.sampling_rate, self.processor.max_seconds)}
+    def __call__(
+        self, inputs: Any, *args: Any, batch_size: int | None = None, stream: bool = False, **kwargs: Any
+    ) -> Any:
+        _, settings, shown = self._sanitize_parameters(**kwargs)
+        settings["generate"] = {**self._forward_params.get("generate", {}), **settings["generate"]}
+        settings = {**self._forward_params, **settings}
+        settings["batch_size"] = batch_size or self._batch_size or DEFAULT_BATCH_SIZE
+        shown = {**self._postprocess_params, **shown}
+        if stream:
+            return Recogniser(self.model, self.processor, **settings).stream(self.preprocess(inputs))
+        many = isinstance(inputs, (Iterator, Dataset, list, tuple))
+        recordings = (self.preprocess(item) for item in (inputs if many else [inputs]))
+        results = (self.postprocess(result, **shown) for result in self._forward(recordings, **settings))
+        if isinstance(inputs, (list, tuple)):
+            return list(results)
+        return results if many else next(results)
 
-    def _forward(self, model_inputs: dict[str, Any], **generate_kwargs: Any) -> dict[str, Any]:
-        waveforms = model_inputs["waveform"]
-        many = isinstance(waveforms, list)
-        texts = transcribe_waveforms(
-            self.model, self.processor, waveforms if many else [waveforms], **generate_kwargs
-        )
-        return {"text": texts if many else texts[0]}
+    def preprocess(self, inputs: Any, **_: Any) -> Blocks:
+        return audio_blocks(inputs)
 
-    def postprocess(self, model_outputs: dict[str, Any], **_: Any) -> dict[str, str]:
-        return {"text": model_outputs["text"]}
+    def _forward(self, recordings: Iterable[Blocks], **settings: Any) -> Iterator[Recognition]:
+        for result in Recogniser(self.model, self.processor, **settings).recognise(recordings):
+            if isinstance(result, Exception):
+                raise result
+            yield result
+
+    def postprocess(
+        self, recognition: Recognition, return_timestamps: bool | str = False, **_: Any
+    ) -> dict[str, Any]:
+        result: dict[str, Any] = {"text": recognition.text}
+        if return_timestamps == "word":
+            result["chunks"] = [
+                {"text": word.text, "timestamp": (word.start, word.end), "confidence": word.confidence}
+                for word in recognition.words
+            ]
+        elif return_timestamps:
+            result["chunks"] = [
+                {"text": segment.text, "timestamp": (segment.start, segment.end)}
+                for segment in recognition.segments
+            ]
+        if recognition.problems:
+            result["problems"] = [vars(problem) for problem in recognition.problems]
+        return result
 
 
-def as_waveform(inputs: Any, sampling_rate: int, max_seconds: float | None) -> np.ndarray:
-    """Whatever a user may hold to float32 (S,) at `sampling_rate`. The input is left as it was."""
+def audio_blocks(inputs: Any) -> Blocks:
+    """Whatever a user may hold to blocks of 16 kHz float32. The input is left as it was.
+
+    Raises AudioError or ValueError, at the first block, for what is not audio.
+    """
     if isinstance(inputs, dict):
         array = inputs.get("array", inputs.get("raw"))
         if array is None or "sampling_rate" not in inputs:
             raise ValueError('a dict of audio needs "array" (or "raw") and "sampling_rate"')
-        return _mono(np.asarray(array), int(inputs["sampling_rate"]), sampling_rate)
-    if isinstance(inputs, np.ndarray):
-        return _mono(inputs, sampling_rate, sampling_rate)
-    return load_audio(inputs, sampling_rate, max_seconds)
+        yield _mono(np.asarray(array), int(inputs["sampling_rate"]))
+    elif isinstance(inputs, np.ndarray):
+        yield _mono(inputs, SAMPLING_RATE)
+    elif type(inputs).__module__.startswith("torch") and hasattr(inputs, "detach"):
+        yield _mono(inputs.detach().cpu().numpy(), SAMPLING_RATE)
+    else:
+        yield from read_blocks(inputs)
 
 
-def _mono(array: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
+def _mono(array: np.ndarray, sampling_rate: int) -> np.ndarray:
     """Integers scaled to [-1, 1), channels averaged, rate changed: float32 (S,)."""
+    if array.ndim not in (1, 2) or array.size == 0:
+        raise ValueError(
+            f"an array of audio has the shape (samples,) or (channels, samples), got {array.shape}"
+        )
+    if sampling_rate <= 0:
+        raise ValueError(f"sampling_rate must be positive, got {sampling_rate}")
     if np.issubdtype(array.dtype, np.integer):
         array = array / -float(np.iinfo(array.dtype).min or -1)
     array = array.astype(np.float32)
     if array.ndim == 2:
         array = array.mean(axis=int(array.shape[0] > array.shape[1]))  # channels are the shorter axis
-    return array if from_rate == to_rate else soxr.resample(array, from_rate, to_rate)
+    if not np.isfinite(array).all():
+        raise ValueError("the array holds samples that are not finite numbers (NaN or infinity)")
+    return array if sampling_rate == SAMPLING_RATE else soxr.resample(array, sampling_rate, SAMPLING_RATE)

@@ -83,6 +83,7 @@ class TinyAudioProcessor(ProcessorMixin):
         prompt_before, prompt_between, end_token: see `render_prompt`.
         ctc_vocabulary: characters of the alignment head, or None.
         max_seconds: the longest clip that one pass takes.
+        window_seconds: the longest window that long recordings are cut into: what the model has been trained on.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class TinyAudioProcessor(ProcessorMixin):
         end_token: str | None = None,
         ctc_vocabulary: str | None = None,
         max_seconds: float = DEFAULT_MAX_SECONDS,
+        window_seconds: float | None = None,
         chat_template: str | None = None,
     ):
         self.geometry = geometry or {}
@@ -107,6 +109,7 @@ class TinyAudioProcessor(ProcessorMixin):
         self.end_token = end_token or tokenizer.eos_token
         self.ctc_vocabulary = ctc_vocabulary
         self.max_seconds = max_seconds
+        self.window_seconds = min(window_seconds or max_seconds, max_seconds)
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
         encode = self.tokenizer.convert_tokens_to_ids
         self.audio_token_id = encode(AUDIO_TOKEN)

@@ -67,10 +67,12 @@ def byte_tokenizer(words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special)
 
 
-def loss_weights(config: DictConfig, progress: float = 0.0) -> LossWeights:
-    """The weights of the losses at `progress` (0 at the first step, 1 at the last)."""
+def loss_weights(config: DictConfig, step: int = 0) -> LossWeights:
+    """The weights of the losses at `step`, counted from 0."""
+    progress = step / config.training.max_steps  # 0 at the first step
     final = config.ctc.weight if config.ctc.final_weight is None else config.ctc.final_weight
     return LossWeights(
+        language_model=float(progress >= config.ctc.alone_share),
         ctc=config.ctc.weight + progress * (final - config.ctc.weight),
         embedding=config.ctc.embedding_weight,
         balance=BALANCE_WEIGHT if config.model.projector_type == "moe" else 0.0,

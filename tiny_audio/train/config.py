@@ -93,6 +93,7 @@ class PeftSettings(LoraSettings):
 class CTCSettings:
     weight: float = number(0)
     final_weight: float | None = number(0)
+    alone_share: float = number(0, most=0.9)
     embedding_weight: float = number(0)
     embedding_negatives: int = number(0)
     vocabulary: str
@@ -124,6 +125,7 @@ class AugmentationSettings:
     equalizer_db: float = number(0)
     gain_db: list[float] = interval()
     splice_probability: float = number(0, most=1)
+    non_speech_probability: float = number(0, most=1)
     frequency_warp: list[float] = interval(above=0)
     frequency_warp_probability: float = number(0, most=1)
     time_masks: int = number(0)
@@ -407,6 +409,10 @@ def _check_together(config: DictConfig) -> None:
     if data.min_seconds >= data.max_seconds:
         raise UserError(
             f"data.min_seconds={data.min_seconds} must be below data.max_seconds={data.max_seconds}"
+        )
+    if config.ctc.alone_share and not (config.ctc.weight or config.ctc.embedding_weight):
+        raise UserError(
+            "ctc.alone_share needs ctc.weight or ctc.embedding_weight above 0: nothing else trains then"
         )
     if model.prompt.count("<audio>") != 1:
         raise UserError(f'model.prompt="{model.prompt}": expected exactly one <audio>, where the clip goes')

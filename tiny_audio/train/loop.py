@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from omegaconf import DictConfig
 
 from tiny_audio.errors import UserError
@@ -53,7 +53,11 @@ class Trainer:
     ):
         self.config, self.settings = config, config.training
         self.data, self.folder, self.report, self.evaluate = data, folder, report, evaluate
-        self.accelerator = Accelerator(mixed_precision=mixed_precision(self.settings.bf16))
+        # While the alignment losses are alone, the decoder gets no gradient, which DDP has to be told.
+        unused = DistributedDataParallelKwargs(find_unused_parameters=config.ctc.alone_share > 0)
+        self.accelerator = Accelerator(
+            mixed_precision=mixed_precision(self.settings.bf16), kwargs_handlers=[unused]
+        )
         if self.settings.gradient_checkpointing:
             model.activation_checkpointing_enable()
         if self.accelerator.mixed_precision == "bf16":
@@ -114,7 +118,7 @@ class Trainer:
         factor = learning_rate_factor(self.progress.step, self.settings)
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
             group["lr"] = peak * factor
-        weights = loss_weights(self.config, self.progress.step / self.settings.max_steps)
+        weights = loss_weights(self.config, self.progress.step)
         counts = self._counts(batches)
         losses: Any = 0.0
         for batch in batches:
@@ -170,7 +174,9 @@ class Trainer:
         step, settings = self.progress.step, self.settings
         last = step == settings.max_steps
         line = self._metrics() if step % settings.logging_steps == 0 or last else {}
-        if self.evaluate is not None and (step % settings.eval_steps == 0 or last):
+        # Before the decoder's first step it has nothing to say.
+        listens = step > self.config.ctc.alone_share * settings.max_steps
+        if self.evaluate is not None and ((step % settings.eval_steps == 0 and listens) or last):
             started = time.perf_counter()
             self.model.eval()
             line = {**(line or {"step": step}), **self.evaluate()}

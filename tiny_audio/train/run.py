@@ -32,6 +32,7 @@ from tiny_audio.train.loop import Trainer
 from tiny_audio.train.progress import TrainingDisplay
 from tiny_audio.train.records import MetricsLog, draw_loss, prepare_folder
 from tiny_audio.train.trackers import Trackers
+from tiny_audio.train.window import choose_window
 
 logger = logging.getLogger(__name__)
 
@@ -88,13 +89,15 @@ def run(config: DictConfig) -> RunResult:
         if checkpoint is not None:
             trainer.progress = load_checkpoint(checkpoint, trainer.bare_model, trainer.optimizer)
             display.note(f"going on from {checkpoint}, step {trainer.progress.step}")
-        trainer.evaluate = DevEvaluation(trainer, processor, dev, config.training.eval_samples)
+        trainer.evaluate = looks = DevEvaluation(trainer, processor, dev, config.training.eval_samples)
         log = MetricsLog(folder / "metrics.jsonl", trainer.progress.step)
         try:
             progress = trainer.run()
         finally:
             data.close()  # idle workers would hold their memory through the final evaluation
             draw_loss(folder, f"Tiny Audio: {folder.name}")
+    if looks.clips:
+        display.note(_choose_window(looks))
     return _finish(config, trainer, processor, test, folder, previous, progress)
 
 
@@ -129,12 +132,22 @@ def _finish(
         "train_seconds": progress.train_seconds,
         "steps": progress.step,
         "audio_hours": progress.audio_seconds / 3600,
+        "window_seconds": processor.window_seconds,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "hardware": hardware(),
     }
     write_files({folder / "metrics.json": json.dumps(metrics, indent=2) + "\n"})
     return RunResult(folder, model_folder, metrics, result, previous)
+
+
+def _choose_window(looks: DevEvaluation) -> str:
+    """Settles how long recordings will be cut, and says so."""
+    model, processor = looks.trainer.bare_model.eval(), looks.processor
+    chosen, rates = choose_window(model, processor, looks.clips, looks.normalizer, EVALUATION_BATCH_SIZE)
+    processor.window_seconds = chosen
+    tried = ", ".join(f"{seconds:g} s: {rate:.3f}" for seconds, rate in rates.items())
+    return f"long recordings will be cut into windows of {chosen:g} s (WER on joined dev clips by window: {tried})"
 
 
 def save_model(model: Any, processor: Any, folder: Path) -> None:
@@ -168,6 +181,7 @@ class DevEvaluation:
             ) as error:  # audio that cannot be used; the final evaluation counts such clips as wrong
                 logger.warning("left out of the dev evaluations: %s", error)
         clips.sort(key=lambda clip: len(clip[0]))
+        self.clips = clips
         self.batches = [
             ([waveform for waveform, _ in part], [text for _, text in part])
             for part in (

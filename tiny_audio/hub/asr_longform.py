@@ -1,0 +1,427 @@
+"""Recognition of recordings of any length: windows in, words merged by their times out, nothing dropped in silence.
+
+Legend: B batch of windows, F encoder frames, S samples at 16 kHz.
+
+A recording is read block by block and cut into windows (`asr_windows`). Windows of several recordings share
+batches, longest first. Where two windows overlap, a word belongs to the window whose core holds its middle: times
+decide, since text cannot tell "five five", said twice, from one "five" heard in both windows.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from .asr_alignment import TimedWord, align_words
+from .asr_audio import SAMPLING_RATE
+from .asr_generation import TokenScores, word_scores
+from .asr_guard import has_speech
+from .asr_windows import Window, cut_windows, split_window
+
+logger = logging.getLogger(__name__)
+
+Blocks = Iterable[np.ndarray]
+
+# Windows wait until there are so many batches of them, so that each batch holds windows of about one length.
+BATCHES_COLLECTED = 4
+# A window that fails is halved down to this length before it is given up.
+SHORTEST_RETRY_SECONDS = 2.0
+# A model that fails on its first windows fails on all: its error is raised instead of being reported for each.
+FAILURES_TO_GIVE_UP = 3
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A stretch of a recording, in seconds, of which something is missing or doubtful, and why."""
+
+    start: float
+    end: float
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.start:.1f}-{self.end:.1f} s: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The text of one window with its start and end in seconds; `words` where times were asked for."""
+
+    text: str
+    start: float
+    end: float
+    words: list[TimedWord] | None = None
+
+
+@dataclass
+class Recognition:
+    """What was said in a recording of `seconds`, and what could not be recognised of it."""
+
+    segments: list[Segment] = field(default_factory=list)
+    seconds: float = 0.0
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return " ".join(segment.text for segment in self.segments)
+
+    @property
+    def words(self) -> list[TimedWord]:
+        """All words with their times. Empty where times were not asked for."""
+        return [word for segment in self.segments for word in segment.words or []]
+
+
+@dataclass
+class _Piece:
+    """A window and what was recognised in it: `words` are timed from the beginning of the recording."""
+
+    window: Window
+    text: str = ""
+    words: list[TimedWord] | None = None
+    failure: Exception | None = None
+
+
+class Recogniser:
+    """A model and its processor as a recogniser of recordings.
+
+    Args:
+        model, processor: of a checkpoint; the model is in eval mode.
+        window_seconds: the longest window; None for what the model has been trained on.
+        overlap_seconds: before and after the border of two windows where no silence was found to cut at.
+        batch_size: windows in one pass.
+        word_times: whether every segment gets its words with times. Needs an alignment head.
+        guard: whether windows without speech are kept from the decoder (`asr_guard`). Needs an alignment head.
+        generate: options of `generate` (num_beams, temperature, max_new_tokens for each window ...).
+
+    Raises:
+        ValueError: windows longer than the model takes, or times of a model without an alignment head.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        window_seconds: float | None = None,
+        overlap_seconds: tuple[float, float] = (5.0, 5.0),
+        batch_size: int = 8,
+        word_times: bool = False,
+        guard: bool = True,
+        generate: dict[str, Any] | None = None,
+    ):
+        if window_seconds is not None and not 0 < window_seconds <= processor.max_seconds:
+            raise ValueError(
+                f"windows must be longer than 0 s and at most {processor.max_seconds:g} s, got {window_seconds:g} s"
+            )
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if min(overlap_seconds) < 0:
+            raise ValueError(f"overlaps must not be negative, got {overlap_seconds}")
+        self.model, self.processor = model, processor
+        self.has_times = model.ctc_head is not None
+        if word_times and not self.has_times:
+            raise ValueError(
+                "this checkpoint has no alignment head (ctc_vocabulary is null), so its words have no times; "
+                "train with ctc.weight > 0 to have them"
+            )
+        self.window_seconds = window_seconds or processor.window_seconds
+        self.overlap_seconds = overlap_seconds
+        self.batch_size = batch_size
+        self.word_times = word_times
+        self.guard = guard and self.has_times
+        self.generate = dict(generate or {})
+        if self.generate.get("num_return_sequences", 1) != 1:
+            raise ValueError("num_return_sequences must be 1: a recording has one transcript")
+        self._succeeded, self._failures = False, 0
+
+    # Whole recordings --------------------------------------------------------------------------------------------
+
+    def recognise(
+        self, recordings: Iterable[Blocks], progress: Callable[[float], None] | None = None
+    ) -> Iterator[Recognition | Exception]:
+        """Recognises recordings, given as blocks of 16 kHz float32 audio, in their order.
+
+        A recording that cannot be read, or of which nothing could be recognised, gives its exception
+        instead: one bad file does not cost the others. `progress` is called with seconds of audio done.
+        """
+        waiting: list[tuple[int, Window]] = []  # (recording, window) not yet recognised
+        pieces: dict[int, dict[int, list[_Piece]]] = {}  # recording to window start to pieces
+        ended: dict[int, Exception | None] = {}  # recordings that are read to their end, or to an error
+        unfinished: dict[int, int] = {}  # windows under way
+        delivered = 0
+        for number, blocks in enumerate(recordings):
+            pieces[number], unfinished[number] = {}, 0
+            try:
+                for window in self._windows(blocks):
+                    waiting.append((number, window))
+                    unfinished[number] += 1
+                    if len(waiting) >= self.batch_size * BATCHES_COLLECTED:
+                        self._work_off(waiting, pieces, unfinished, progress)
+                ended[number] = None
+            except (OSError, ValueError) as error:  # AudioError is a ValueError
+                ended[number] = error
+            while delivered in ended and not unfinished[delivered]:
+                yield self._result(pieces.pop(delivered), ended.pop(delivered))
+                delivered += 1
+        self._work_off(waiting, pieces, unfinished, progress)
+        while delivered in ended:
+            yield self._result(pieces.pop(delivered), ended.pop(delivered))
+            delivered += 1
+
+    def _windows(self, blocks: Blocks) -> Iterator[Window]:
+        for window in cut_windows(blocks, self.window_seconds, self.overlap_seconds, self.has_times):
+            if window.forced_end and not self.has_times:
+                logger.warning(
+                    "no silence near %.1f s to cut at, and this checkpoint has no alignment head: a word may be split",
+                    window.core_end / SAMPLING_RATE,
+                )
+            yield window
+
+    def _work_off(
+        self,
+        waiting: list[tuple[int, Window]],
+        pieces: dict[int, dict[int, list[_Piece]]],
+        unfinished: dict[int, int],
+        progress: Callable[[float], None] | None,
+    ) -> None:
+        """Recognises all that waits, in batches of windows of about one length."""
+        waiting.sort(key=lambda item: len(item[1].waveform), reverse=True)
+        for first in range(0, len(waiting), self.batch_size):
+            batch = waiting[first : first + self.batch_size]
+            for (number, window), result in zip(batch, self._recognise([w for _, w in batch]), strict=True):
+                pieces[number][window.start] = result
+                unfinished[number] -= 1
+                if progress is not None:
+                    progress((window.core_end - window.core_start) / SAMPLING_RATE)
+        waiting.clear()
+
+    def _result(self, pieces: dict[int, list[_Piece]], error: Exception | None) -> Recognition | Exception:
+        if error is not None:
+            return error
+        ordered = [piece for start in sorted(pieces) for piece in pieces[start]]
+        failures = [piece.failure for piece in ordered if piece.failure is not None]
+        if failures and len(failures) == len(ordered):
+            return failures[0]
+        return merge(ordered)
+
+    # Windows -----------------------------------------------------------------------------------------------------
+
+    def _recognise(self, windows: list[Window]) -> list[list[_Piece]]:
+        """The pieces of each window: one, or several narrower ones where the whole has failed."""
+        try:
+            pieces = self._attempt(windows)
+            self._succeeded = True
+            return [[piece] for piece in pieces]
+        except Exception as error:
+            _free_memory()
+            if len(windows) > 1:
+                middle = len(windows) // 2
+                return self._recognise(windows[:middle]) + self._recognise(windows[middle:])
+            (window,) = windows
+            self._failures += 1
+            if not self._succeeded and self._failures >= FAILURES_TO_GIVE_UP:
+                raise
+            if len(window.waveform) < 2 * SHORTEST_RETRY_SECONDS * SAMPLING_RATE:
+                logger.warning("%.1f s could not be recognised: %s", window.start / SAMPLING_RATE, error)
+                return [[_Piece(window, failure=error)]]
+            logger.warning("a window of %.1f s is tried in two halves: %s", _seconds(window), error)
+            halves = split_window(window)
+            return [[piece for half in halves for piece in self._recognise([half])[0]]]
+
+    @torch.inference_mode()
+    def _attempt(self, windows: Sequence[Window]) -> list[_Piece]:
+        """One pass over a batch of windows."""
+        inputs, audio = self._encode(windows)
+        log_probabilities = self.model.alignment(audio)  # (B, F, V)
+        pieces = [_Piece(window) for window in windows]
+        rows = torch.arange(len(windows), device=audio.frame_lengths.device)
+        if self.guard:
+            rows = rows[has_speech(log_probabilities, audio.frame_lengths)]
+        if len(rows) == 0:
+            return pieces
+        if len(rows) < len(windows):
+            inputs = {name: tensor[rows] for name, tensor in inputs.items()}
+            audio = audio.select(rows)
+        scores = None if self._searches() else TokenScores()
+        options = self.generate if scores is None else {"logits_processor": scores.as_list(), **self.generate}
+        ids = self.model.generate(
+            **inputs, audio_features=audio, tokenizer=self.processor.tokenizer, **options
+        )
+        ids = getattr(ids, "sequences", ids)  # (B, T)
+        texts = self.processor.batch_decode(ids)
+        for row, text in zip(rows.tolist(), texts, strict=True):
+            pieces[row].text = text
+        timed = [i for i, row in enumerate(rows.tolist()) if self._needs_times(windows[row])]
+        if timed:
+            written = None
+            if scores is not None and "logits_processor" not in self.generate:
+                chances = scores.finish(ids).tolist()
+                tokenizer, lists = self.processor.tokenizer, ids.tolist()
+                written = [word_scores(tokenizer, lists[i], chances[i]) for i in timed]
+            chosen = rows[timed]
+            words = align_words(
+                log_probabilities[chosen],
+                audio.frame_lengths[timed],
+                [texts[i] for i in timed],
+                self.model.config.ctc_vocabulary,
+                self.model.config.frame_seconds,
+                waveforms=[windows[row].waveform for row in chosen.tolist()],
+                word_log_probabilities=written,
+            )
+            for row, found in zip(chosen.tolist(), words, strict=True):
+                offset = windows[row].start / SAMPLING_RATE
+                pieces[row].words = [
+                    replace(word, start=word.start + offset, end=word.end + offset) for word in found
+                ]
+        return pieces
+
+    def _encode(self, windows: Sequence[Window]) -> tuple[dict[str, Any], Any]:
+        """Prompts and encoded audio of a batch of windows."""
+        batch = self.processor.collate([self.processor.encode(window.waveform) for window in windows])
+        batch = batch.to(self.model.device)
+        features = batch.pop("input_features").to(self.model.dtype)
+        audio = self.model.get_audio_features(features, batch.pop("input_features_mask"))
+        return dict(batch), audio
+
+    def _needs_times(self, window: Window) -> bool:
+        return self.word_times or window.forced_start or window.forced_end
+
+    def _searches(self) -> bool:
+        """Whether several beams are kept, whose tokens' scores cannot be followed."""
+        beams = self.generate.get("num_beams", self.model.generation_config.num_beams)
+        return (beams or 1) > 1
+
+    # Streaming ---------------------------------------------------------------------------------------------------
+
+    def stream(self, blocks: Blocks) -> Iterator[str]:
+        """Pieces of the text as they are written; joined they are the text of `recognise`.
+
+        Windows that had to be cut where somebody speaks are held until they are merged with the next one. An
+        exception reaches the caller; closing the iterator early stops the work.
+        """
+        begun = False
+        for part in self._parts(blocks):
+            blank = " " if begun else ""
+            for piece in part:
+                yield blank + piece
+                blank, begun = "", True
+
+    def _parts(self, blocks: Blocks) -> Iterator[Iterable[str]]:
+        """For each window, or part of it after merging, its text in pieces."""
+        held: _Piece | None = None  # whose end waits for the window behind it
+        for window in self._windows(blocks):
+            if not (window.forced_start or window.forced_end):
+                yield self._stream_window(window)
+                continue
+            for piece in self._recognise([window])[0]:
+                if piece.failure is not None:
+                    raise piece.failure
+                current = piece
+                if held is not None:
+                    held, current = separate(held, piece)
+                    yield filter(None, [held.text])
+                held = current
+            if held is not None and not window.forced_end:
+                yield filter(None, [held.text])
+                held = None
+
+    def _stream_window(self, window: Window) -> Iterator[str]:
+        if self._searches():
+            yield from filter(None, [self._attempt([window])[0].text])
+            return
+        with torch.inference_mode():
+            inputs, audio = self._encode([window])
+        yield from self.model.generate_stream(
+            self.processor.tokenizer, audio_features=audio, **inputs, **self.generate
+        )
+
+
+def transcribe_waveforms(
+    model: Any, processor: Any, waveforms: Sequence[np.ndarray], guard: bool = True, **generate: Any
+) -> list[str]:
+    """16 kHz float32 waveforms (S,), of any length, to texts. Raises what recognition of one of them raised."""
+    recogniser = Recogniser(
+        model, processor, batch_size=max(len(waveforms), 1), guard=guard, generate=generate
+    )
+    texts = []
+    for result in recogniser.recognise([waveform] for waveform in waveforms):
+        if isinstance(result, Exception):
+            raise result
+        texts.append(result.text)
+    return texts
+
+
+# Merging ---------------------------------------------------------------------------------------------------------
+
+
+def merge(pieces: Sequence[_Piece]) -> Recognition:
+    """The pieces of one recording, in order, to its text. Where windows overlap, times decide."""
+    pieces = list(pieces)
+    for index in range(len(pieces) - 1):
+        pieces[index : index + 2] = separate(*pieces[index : index + 2])
+    result = Recognition(seconds=pieces[-1].window.core_end / SAMPLING_RATE if pieces else 0.0)
+    for piece in pieces:
+        start, end = piece.window.core_start / SAMPLING_RATE, piece.window.core_end / SAMPLING_RATE
+        if piece.failure is not None:
+            reason = " ".join(str(piece.failure).split()) or type(piece.failure).__name__
+            result.problems.append(Problem(start, end, f"could not be recognised ({reason})"))
+        elif piece.text:
+            words = piece.words
+            if words:
+                start, end = words[0].start, words[-1].end
+            result.segments.append(Segment(piece.text, start, end, words))
+    return result
+
+
+def separate(first: _Piece, second: _Piece) -> tuple[_Piece, _Piece]:
+    """Two pieces that follow each other, each with its own words alone."""
+    if second.window.start >= first.window.start + len(first.window.waveform):
+        return first, second  # they meet at a cut
+    border = _border(first, second)
+    return _cut(first, None, border), _cut(second, border, None)
+
+
+def _border(first: _Piece, second: _Piece) -> float:
+    """Where in the overlap of two windows, in seconds, the one's words end and the other's begin.
+
+    The middle, or the nearest time to it that lies in no word of either: a word across the border could have its
+    middle on one side in the one window, and on the other in the other.
+    """
+    middle = second.window.core_start / SAMPLING_RATE
+    begin = second.window.start / SAMPLING_RATE
+    end = (first.window.start + len(first.window.waveform)) / SAMPLING_RATE
+    if first.words is None or second.words is None:  # one has failed: the other keeps all that it has
+        return begin if first.words is None else end
+    words = [*first.words, *second.words]
+    candidates = [middle, *(word.start for word in words), *(word.end for word in words)]
+    free = [
+        time
+        for time in candidates
+        if begin <= time <= end and not any(word.start < time < word.end for word in words)
+    ]
+    return min(free, key=lambda time: abs(time - middle), default=middle)
+
+
+def _cut(piece: _Piece, after: float | None, before: float | None) -> _Piece:
+    """The piece with the words alone whose middle lies at `after` or later, and before `before`."""
+    if piece.words is None:
+        return piece
+    kept = [
+        word
+        for word in piece.words
+        if (after is None or (word.start + word.end) / 2 >= after)
+        and (before is None or (word.start + word.end) / 2 < before)
+    ]
+    return replace(piece, words=kept, text=" ".join(word.text for word in kept))
+
+
+def _seconds(window: Window) -> float:
+    return len(window.waveform) / SAMPLING_RATE
+
+
+def _free_memory() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
