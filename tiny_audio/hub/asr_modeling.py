@@ -350,6 +350,7 @@ class TinyAudioForConditionalGeneration(TinyAudioPreTrainedModel, TranscriptGene
         """
         weights = loss_weights or LossWeights()
         if labels is not None and not weights.language_model:
+            assert input_features is not None and input_features_mask is not None, "alignment needs audio"
             audio = self.get_audio_features(input_features, input_features_mask)
             return self._with_loss(
                 TinyAudioOutput(audio_features=audio), None, labels, ctc_labels, weights, normalizers
@@ -392,12 +393,8 @@ class TinyAudioForConditionalGeneration(TinyAudioPreTrainedModel, TranscriptGene
         sums, counts, result.infeasible = self._loss_sums(
             hidden_states, labels, ctc_labels, result.audio_features, weights
         )
-        scale = {
-            "lm": weights.language_model,
-            "ctc": weights.ctc,
-            "embedding": weights.embedding,
-            "balance": weights.balance,
-        }
+        scale = {"lm": weights.language_model, "ctc": weights.ctc}
+        scale |= {"embedding": weights.embedding, "balance": weights.balance}
         counts = counts if normalizers is None else normalizers
         terms = [scale[name] * term / max(counts[name], 1) for name, term in sums.items()]
         result.loss = sum(terms[1:], start=terms[0])
