@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from tiny_audio.evaluate.providers import printable
@@ -226,7 +227,7 @@ def cues(recognition: Recognition, min_confidence: float | None = None) -> list[
 
 def _cut(group: Sequence[Token]) -> list[Sequence[Token]]:
     """The cheapest way to cut words into cues, by dynamic programming over where the last cue begins."""
-    quality = [_cut_quality(word, following) for word, following in zip(group, group[1:], strict=False)]
+    quality = [_cut_quality(word, following) for word, following in pairwise(group)]
     quality.append(1.0)  # the end of the group
     cheapest = [0.0] + [float("inf")] * len(group)  # cost of the first n words
     begins = [0] * (len(group) + 1)

@@ -1,44 +1,66 @@
-"""`tiny-audio transcribe`: audio files to text, on standard output and nothing else there."""
+"""`tiny-audio transcribe`: audio files of any length to text, subtitles or JSON, on standard output or in files."""
 
 from __future__ import annotations
 
 import contextlib
 import glob
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
 import typer
 
 from tiny_audio.errors import UserError
-from tiny_audio.evaluate.providers import TinyAudioProvider, describe_failure, find_model, printable
+from tiny_audio.evaluate.providers import TinyAudioProvider, describe_failure, find_model
 
 STANDARD_INPUT = "-"
-SAMPLING_RATE = 16_000
-Transcribe = Callable[[list[Any]], list[str]]
+
+
+class Timestamps(StrEnum):
+    word = "word"
+    segment = "segment"
+
+
+@dataclass(frozen=True)
+class Format:
+    """How transcripts are written."""
+
+    name: str = "txt"  # txt, json, srt or vtt: also the ending of files
+    timestamps: Timestamps | None = None
+    min_confidence: float | None = None
+
+    @property
+    def needs_words(self) -> bool:
+        return self.timestamps == Timestamps.word or self.min_confidence is not None
+
+    def render(self, audio: str, recognition: Any) -> str:
+        """A recognition as a document; it ends in a newline unless it is empty."""
+        from tiny_audio import subtitles
+
+        if self.name == "json":
+            words = self.timestamps == Timestamps.word
+            return subtitles.to_json(audio, recognition, words, self.min_confidence) + "\n"
+        if self.name == "srt":
+            return subtitles.to_srt(recognition, self.min_confidence)
+        if self.name == "vtt":
+            return subtitles.to_vtt(recognition, self.min_confidence)
+        if self.timestamps is None:
+            return subtitles.to_text(recognition, self.min_confidence) + "\n"
+        parts = recognition.words if self.timestamps == Timestamps.word else recognition.segments
+        return "".join(f"{part.start:.3f}\t{part.end:.3f}\t{subtitles.clean(part.text)}\n" for part in parts)
 
 
 @dataclass(frozen=True)
 class Transcript:
-    """What became of one file: its text and length in seconds, or why there is none."""
+    """What became of one file: a `Recognition`, or why there is none."""
 
     audio: str
-    text: str | None = None
-    seconds: float | None = None
+    recognition: Any = None
     error: str | None = None
-
-    def as_json(self) -> str:
-        """One line: {"audio", "seconds", "text"} or {"audio", "error"}."""
-        record: dict[str, Any] = {"audio": self.audio}
-        if self.error is not None:
-            record["error"] = self.error
-        else:
-            record.update(seconds=round(self.seconds or 0.0, 3), text=self.text)
-        return json.dumps(record, ensure_ascii=False)
 
 
 def transcribe_command(
@@ -53,15 +75,41 @@ def transcribe_command(
     as_json: Annotated[
         bool,
         typer.Option(
-            "--json", help='A line of JSON for each file: {"audio", "seconds", "text"} or {"audio", "error"}.'
+            "--json",
+            help='A line of JSON for each file: {"audio", "seconds", "text", "segments", "problems"},'
+            ' with "words" by --timestamps word, or {"audio", "error"}.',
         ),
     ] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Files transcribed at a time.")] = 8,
+    srt: Annotated[bool, typer.Option("--srt", help="SubRip subtitles.")] = False,
+    vtt: Annotated[bool, typer.Option("--vtt", help="WebVTT subtitles.")] = False,
+    timestamps: Annotated[
+        Timestamps | None,
+        typer.Option(help="Lines of START<TAB>END<TAB>TEXT in seconds.", show_default=False),
+    ] = None,
+    min_confidence: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Mark words that are less sure than this: [word?].", show_default=False
+        ),
+    ] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Print the text as it is written.")] = False,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(help="Write NAME.txt (.json, .srt, .vtt) files here instead.", show_default=False),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Windows of audio in one pass.")] = 8,
+    window_seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="The longest window that long audio is cut into. Left out: what reads best.",
+            show_default=False,
+        ),
+    ] = None,
     max_new_tokens: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="The longest transcript in tokens. Left out: the model's own limit.",
+            help="The most tokens written for one window. Left out: grows with its length.",
             show_default=False,
         ),
     ] = None,
@@ -71,30 +119,68 @@ def transcribe_command(
 
     Standard output holds transcripts only: the text for one file, PATH<TAB>TEXT lines for several. A file
     that cannot be transcribed costs a line on standard error, not the other files; the exit code is then 2.
+    Audio may be of any length; stretches without speech give no words.
 
     \b
     Examples:
       tiny-audio transcribe outputs/nano/model recording.wav
+      tiny-audio transcribe outputs/nano/model interview.mp3 --srt > interview.srt
       tiny-audio transcribe outputs/nano/model recordings/ --json > transcripts.jsonl
-      cat recording.flac | tiny-audio transcribe outputs/nano/model -
+      cat recording.flac | tiny-audio transcribe outputs/nano/model - --stream
     """
+    format = choose_format(as_json, srt, vtt, timestamps, min_confidence)
     find_model(model)
-    options = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     output = sys.stdout
     # Libraries that print must not end up between the transcripts.
     with contextlib.redirect_stdout(sys.stderr):
         paths, several = expand_files(files)
+        if stream and (several or output_dir is not None or format != Format()):
+            raise UserError("--stream prints the plain text of one file: leave the other formats out.")
+        if format.name in ("srt", "vtt") and several and output_dir is None:
+            raise UserError(
+                f"Subtitles of several files: name a folder for them with --output-dir ({len(paths)} files)."
+            )
+        targets = None if output_dir is None else output_files(output_dir, paths, format.name)
 
-        def load() -> tuple[Transcribe, float | None]:
-            provider = TinyAudioProvider.load(model, device, **options)
-            return provider.transcribe, provider.max_seconds
+        def load() -> Any:
+            from tiny_audio.hub.asr_longform import Recogniser
 
+            provider = TinyAudioProvider.load(model, device)
+            has_head = provider.model.ctc_head is not None
+            try:
+                return Recogniser(
+                    provider.model,
+                    provider.processor,
+                    window_seconds=window_seconds,
+                    batch_size=batch_size,
+                    # Subtitles do without word times where there are none.
+                    word_times=format.needs_words or (format.name in ("srt", "vtt") and has_head),
+                    generate={} if max_new_tokens is None else {"max_new_tokens": max_new_tokens},
+                )
+            except ValueError as error:
+                raise UserError(f"{model}: {error}") from error
+
+        if stream:
+            stream_file(load, paths[0], output)
+            return
         num_failed = 0
-        for transcript in _with_progress(transcribe_files(load, paths, batch_size), len(paths), output):
-            num_failed += transcript.error is not None
-            print_transcript(transcript, output, several=several, as_json=as_json)
+        with _progress(paths, output) as advance:
+            for number, transcript in enumerate(transcribe_files(load, paths, advance)):
+                num_failed += transcript.error is not None
+                target = None if targets is None else targets[number]
+                print_transcript(transcript, format, output, several=several, target=target)
     if num_failed:
         raise typer.Exit(2)
+
+
+def choose_format(
+    as_json: bool, srt: bool, vtt: bool, timestamps: Timestamps | None, min_confidence: float | None
+) -> Format:
+    """The one format that the options ask for. Raises UserError for two."""
+    asked = [name for name, is_asked in (("json", as_json), ("srt", srt), ("vtt", vtt)) if is_asked]
+    if len(asked) > 1:
+        raise UserError(f"--{asked[0]} and --{asked[1]} are two formats: ask for one.")
+    return Format(asked[0] if asked else "txt", timestamps, min_confidence)
 
 
 def expand_files(files: Sequence[str]) -> tuple[list[str], bool]:
@@ -139,88 +225,136 @@ def expand_files(files: Sequence[str]) -> tuple[list[str], bool]:
     return paths, several
 
 
+def output_files(folder: Path, paths: Sequence[str], suffix: str) -> list[Path]:
+    """The file of each transcript. Raises UserError where two would have the same, or the folder cannot be made."""
+    targets = [
+        folder / f"{'stdin' if path == STANDARD_INPUT else Path(path).stem}.{suffix}" for path in paths
+    ]
+    for target in targets:
+        if targets.count(target) > 1:
+            both = [path for path, other in zip(paths, targets, strict=True) if other == target]
+            raise UserError(f"{both[0]} and {both[1]} would both be written to {target}.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
+    return targets
+
+
 def transcribe_files(
-    load: Callable[[], tuple[Transcribe, float | None]],
+    load: Callable[[], Any],
     paths: Sequence[str],
-    batch_size: int,
+    advance: Callable[[float], None] | None = None,
 ) -> Iterator[Transcript]:
-    """Transcribe files in batches, giving each result in the order of `paths` as soon as its batch is done.
+    """Transcribe files, giving each result in the order of `paths`.
 
     Args:
-        load: returns the function from 16 kHz waveforms to texts, and the longest clip it takes in
-            seconds. Not called where no file exists: a mistyped name should not wait for gigabytes of
-            weights.
+        load: returns the `Recogniser`. Not called where no file exists: a mistyped name should not wait for
+            gigabytes of weights.
         paths: audio files, `-` for standard input.
-        batch_size: files transcribed at a time. A batch that fails is repeated file by file.
+        advance: called with seconds of audio done.
     """
-    from tiny_audio.hub.asr_audio import load_audio
+    from tiny_audio.hub.asr_audio import read_blocks
 
     # Before anything else can read from it.
     standard_input = sys.stdin.buffer.read() if STANDARD_INPUT in paths else b""
-    transcribe: Transcribe = _nothing
-    max_seconds = None
+    recordings = (read_blocks(standard_input if path == STANDARD_INPUT else path) for path in paths)
     if any(path == STANDARD_INPUT or os.path.exists(path) for path in paths):
-        transcribe, max_seconds = load()
-    for start in range(0, len(paths), batch_size):
-        batch = paths[start : start + batch_size]
-        results: dict[int, Transcript] = {}
-        waveforms: dict[int, Any] = {}
-        for index, path in enumerate(batch):
-            try:
-                source = standard_input if path == STANDARD_INPUT else path
-                waveforms[index] = load_audio(source, max_seconds=max_seconds)
-            except (OSError, ValueError) as error:  # AudioError is a ValueError
-                results[index] = Transcript(path, error=describe_failure(error).removeprefix(f"{path}: "))
-        for index, outcome in zip(
-            waveforms, _transcribe_batch(transcribe, list(waveforms.values())), strict=True
-        ):
-            if isinstance(outcome, Exception):
-                results[index] = Transcript(batch[index], error=describe_failure(outcome))
-            else:
-                seconds = len(waveforms[index]) / SAMPLING_RATE
-                results[index] = Transcript(batch[index], text=outcome, seconds=seconds)
-        yield from (results[index] for index in range(len(batch)))
+        results = load().recognise(recordings, advance)
+    else:
+        results = (_failure_of(recording) for recording in recordings)
+    for path, result in zip(paths, results, strict=True):
+        if isinstance(result, UserError):
+            raise result
+        if isinstance(result, Exception):
+            yield Transcript(path, error=describe_failure(result).removeprefix(f"{path}: "))
+        else:
+            yield Transcript(path, result)
 
 
-def _nothing(waveforms: list[Any]) -> list[str]:
-    return []
-
-
-def _transcribe_batch(transcribe: Transcribe, waveforms: list[Any]) -> Sequence[str | Exception]:
-    if not waveforms:
-        return []
+def _failure_of(recording: Iterator[Any]) -> Exception:
+    """Why a recording that does not exist cannot be read."""
     try:
-        return transcribe(waveforms)
-    except UserError:
-        raise
-    except Exception as error:  # one odd file must not stop the others
-        if len(waveforms) == 1:
-            return [error]
-        return [_transcribe_batch(transcribe, [waveform])[0] for waveform in waveforms]
+        next(recording)
+    except (OSError, ValueError) as error:
+        return error
+    return OSError("appeared while it was being looked for; try again")
 
 
-def print_transcript(transcript: Transcript, output: TextIO, *, several: bool, as_json: bool) -> None:
-    """Write one result to `output`, its error (if any) to standard error.
+def stream_file(load: Callable[[], Any], path: str, output: TextIO) -> None:
+    """Print the text of one file piece by piece."""
+    from tiny_audio.evaluate.providers import printable
+    from tiny_audio.hub.asr_audio import read_blocks
 
-    Plain transcripts take exactly one line.
-    """
+    source = sys.stdin.buffer.read() if path == STANDARD_INPUT else path
+    if isinstance(source, str) and not os.path.exists(source):
+        raise UserError(f"{source}: no such file")
+    try:
+        for piece in load().stream(read_blocks(source)):
+            output.write(printable(piece))
+            output.flush()
+    except ValueError as error:  # AudioError is one
+        raise UserError(describe_failure(error)) from error
+    finally:
+        output.write("\n")
+        output.flush()
+
+
+def print_transcript(
+    transcript: Transcript, format: Format, output: TextIO, *, several: bool, target: Path | None = None
+) -> None:
+    """Write one result to `target`, or to `output`; its error and its gaps (if any) to standard error."""
+    from tiny_audio.evaluate.report import write_files
+
+    name = transcript.audio
     if transcript.error is not None:
-        print(f"error: {transcript.audio}: {transcript.error}", file=sys.stderr, flush=True)
-    if as_json:
-        print(transcript.as_json(), file=output, flush=True)
-    elif transcript.error is None:
-        text = printable(" ".join((transcript.text or "").split()))
-        print(f"{transcript.audio}\t{text}" if several else text, file=output, flush=True)
+        print(f"error: {name}: {transcript.error}", file=sys.stderr, flush=True)
+        if format.name == "json" and target is None:
+            from tiny_audio.subtitles import to_json_line
+
+            print(to_json_line({"audio": name, "error": transcript.error}), file=output, flush=True)
+        return
+    for problem in transcript.recognition.problems:
+        print(f"warning: {name}: {problem}", file=sys.stderr, flush=True)
+    text = format.render(name, transcript.recognition)
+    if target is not None:
+        write_files({target: text})
+    elif several and format.name == "txt":
+        lines = text.splitlines() or [""]
+        print("\n".join(f"{name}\t{line}" for line in lines), file=output, flush=True)
+    else:
+        output.write(text)
+        output.flush()
 
 
-def _with_progress(transcripts: Iterator[Transcript], total: int, output: TextIO) -> Iterator[Transcript]:
+@contextlib.contextmanager
+def _progress(paths: Sequence[str], output: TextIO) -> Iterator[Callable[[float], None]]:
     """A progress bar on standard error, where somebody watches it and transcripts go elsewhere."""
-    if total < 2 or output.isatty() or not sys.stderr.isatty():
-        return transcripts
+    if output.isatty() or not sys.stderr.isatty():
+        yield lambda seconds: None
+        return
     from rich.console import Console
-    from rich.progress import track
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    shown = track(
-        transcripts, description="transcribing", total=total, console=Console(file=sys.stderr), transient=True
+    from tiny_audio.hub.asr_audio import declared_seconds
+
+    lengths = [declared_seconds(path) for path in paths]
+    total = sum(length for length in lengths if length is not None)
+    columns = (
+        TextColumn("transcribing"),
+        BarColumn(),
+        TextColumn("{task.fields[done]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
     )
-    return iter(shown)
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
+        task = progress.add_task("", total=None if None in lengths else total, done="")
+        heard = 0.0
+
+        def advance(seconds: float) -> None:
+            nonlocal heard
+            heard += seconds
+            progress.update(task, completed=heard, done=f"{heard / 60:.1f} min of audio")
+
+        yield advance

@@ -209,6 +209,17 @@ def audio_seconds(source: AudioSource) -> float:
         return frames / file.samplerate
 
 
+def declared_seconds(source: AudioSource) -> float | None:
+    """Length of the audio as its header has it; None where it does not, or cannot be read."""
+    try:
+        if demuxer_for(_header(source)) is not None:
+            return None
+        with _open(source, describe_source(source)) as file:
+            return file.frames / file.samplerate if 0 < file.frames < UNKNOWN_FRAMES else None
+    except AudioError:
+        return None
+
+
 def describe_source(source: Any) -> str:
     """The name by which messages call `source`: its path, or what it is."""
     if isinstance(source, (str, os.PathLike)):

@@ -19,7 +19,9 @@ A request is `{"inputs": ..., "parameters": {...}}`. `inputs` is one recording, 
 The answer is `{"text", "chunks"?, "problems"?}` for each recording, or `{"error": {"type", "message"}}` with one of
 ERROR_TYPES. The toolkit sends whatever a handler returns with status 200, and turns an exception into status 400
 with `{"error": "the exception's words"}`. Errors are returned, so that they keep their type and one bad recording of a
-list does not cost the others: look for "error" in the answer.
+list does not cost the others: look for "error" in the answer. Where the endpoint's task is
+automatic-speech-recognition, the toolkit itself decodes base64 that comes with parameters, and takes no data URLs or
+lists there; with the task "custom" all of the above works.
 """
 
 from __future__ import annotations
@@ -76,33 +78,19 @@ class RequestError(Exception):
 # Parameters -----------------------------------------------------------------------------------------------------------
 
 
-def _number(low: float, high: float, above: bool = False) -> Callable[[Any], float]:
-    def check(value: Any) -> float:
+def _number(low: float, high: float, whole: bool = False, above: bool = False) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
         if isinstance(
             value, str
         ):  # a parameter in a URL, where the toolkit knows whole numbers and booleans alone
-            value = float(value)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            value = int(value) if whole else float(value)
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
             raise TypeError
         if not low <= value <= high or (above and value == low):
             raise ValueError
-        return float(value)
-
-    check.__doc__ = f"a number {'above' if above else 'from'} {low:g} to {high:g}"
-    return check
-
-
-def _integer(low: int, high: int) -> Callable[[Any], int]:
-    def check(value: Any) -> int:
-        if isinstance(value, str):
-            value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError
-        if not low <= value <= high:
-            raise ValueError
         return value
 
-    check.__doc__ = f"a whole number from {low} to {high}"
+    check.__doc__ = f"a {'whole ' * whole}number {'above' if above else 'from'} {low:g} to {high:g}"
     return check
 
 
@@ -129,23 +117,23 @@ def _overlap(value: Any) -> Any:
 
 # A closed list: `generate` has options that load code from anywhere or take any amount of memory.
 GENERATION: dict[str, Callable[[Any], Any]] = {
-    "max_new_tokens": _integer(1, 4096),
-    "min_new_tokens": _integer(0, 4096),
-    "num_beams": _integer(1, 16),
+    "max_new_tokens": _number(1, 4096, whole=True),
+    "min_new_tokens": _number(0, 4096, whole=True),
+    "num_beams": _number(1, 16, whole=True),
     "length_penalty": _number(-10, 10),
     "early_stopping": _boolean,
     "do_sample": _boolean,
     "temperature": _number(0, 10, above=True),
-    "top_k": _integer(1, 1000),
+    "top_k": _number(1, 1000, whole=True),
     "top_p": _number(0, 1, above=True),
     "repetition_penalty": _number(0, 10, above=True),
-    "no_repeat_ngram_size": _integer(0, 100),
+    "no_repeat_ngram_size": _number(0, 100, whole=True),
 }
 PARAMETERS: dict[str, Callable[[Any], Any]] = {
     "return_timestamps": _timestamps,
     "chunk_length_s": _number(0, 3600, above=True),
     "stride_length_s": _overlap,
-    "batch_size": _integer(1, 64),
+    "batch_size": _number(1, 64, whole=True),
     **GENERATION,
 }
 NESTED = ("generate_kwargs", "generation_parameters")
@@ -451,7 +439,7 @@ class EndpointHandler:
         """An answer in place of a result. Of what is not the client's fault, no words leave this process."""
         if isinstance(error, RequestError):
             return {"error": {"type": error.type, "message": str(error)}}
-        if isinstance(error, torch.OutOfMemoryError):
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             logger.error("out of memory on %s", self.device)
