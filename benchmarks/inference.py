@@ -180,7 +180,7 @@ def main() -> None:
     result: dict[str, Any] = {"ratio": short["ratio_to_baseline"][OURS], "ladders": ladders}
     result["tricks"] = {name: asdict(tricks) for name, tricks in LADDER.items()}
     if not quick:
-        result["mixed_lengths"] = mixed_lengths(*ours, clips=16, batch=8, rounds=1)
+        result["mixed_lengths"] = mixed_lengths(*ours, clips=48, batch=8, rounds=1)
     if arguments.compile:
         result["compile"] = compile_trial(*ours)
     result["against_stock"] = [

@@ -102,7 +102,9 @@ def converted_whisper(folder: Path) -> Path:
         from ctranslate2.converters import TransformersConverter
 
         files = ["tokenizer.json", "preprocessor_config.json"]
-        TransformersConverter(str(folder), copy_files=files).convert(str(CONVERTED), "int8", force=True)
+        TransformersConverter(str(folder), copy_files=files).convert(
+            str(CONVERTED), quantization="int8", force=True
+        )
     return CONVERTED
 
 
@@ -120,6 +122,12 @@ def whisper_base(quantized: Any, model: Any, processor: Any, quick: bool) -> dic
         WhisperForConditionalGeneration.from_pretrained(folder).eval(),
         WhisperProcessor.from_pretrained(folder),
     )
+
+    settings, token_id = stock.generation_config, its_processor.tokenizer.convert_tokens_to_ids
+    if not hasattr(settings, "lang_to_id"):  # a folder with the first form of Whisper's generation config
+        settings.lang_to_id = {"<|en|>": token_id("<|en|>")}
+        settings.task_to_id = {"transcribe": token_id("<|transcribe|>")}
+        settings.no_timestamps_token_id, settings.is_multilingual = token_id("<|notimestamps|>"), True
 
     def by_transformers() -> None:
         features = its_processor(clips, sampling_rate=16000, return_tensors="pt").input_features

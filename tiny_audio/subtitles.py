@@ -39,13 +39,12 @@ CLAUSE_END = re.compile(r"""[,;:，、；：—–]["'”’»)\]]*$""")
 
 # Costs, in cues.
 COST_OF_BAD_CUT = 2.0
-COST_OF_MISSED_CUT = 1.2
+COST_OF_MISSED_CUT = 1.5
 COST_OF_HASTE = 2.0
+COST_OF_ROOM_LEFT = 0.3  # squared, so that cues of one sentence are of about one length
 
 UNSURE_MARK = "[{}?]"
 UNSURE_MARK_CHARACTERS = 3
-# Without a rule most players show the marked words like all others.
-VTT_STYLE = "STYLE\n::cue(.unsure) {\n  font-style: italic;\n}\n"
 # Characters that split or spoil a line of JSON in some reader; its escapes say the same.
 JSON_ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 SURROGATES = dict.fromkeys(range(0xD800, 0xE000), "\N{REPLACEMENT CHARACTER}")
@@ -98,12 +97,13 @@ def to_srt(recognition: Recognition, min_confidence: float | None = None) -> str
 
 
 def to_vtt(recognition: Recognition, min_confidence: float | None = None) -> str:
-    """A whole WebVTT document. Unsure words are written `<c.unsure>word</c>`."""
-    found = cues(recognition, min_confidence)
+    """A whole WebVTT document. Unsure words are written `<c.unsure>word</c>`.
+
+    How those look is for the page to say: `::cue(.unsure) { font-style: italic }`. The document itself brings no
+    STYLE block, at which ffmpeg 5.1 stops reading without an error.
+    """
     blocks = ["WEBVTT\n"]
-    if any(token.unsure for cue in found for line in cue.lines for token in line):
-        blocks.append(VTT_STYLE)
-    for cue in found:
+    for cue in cues(recognition, min_confidence):
         lines = (" ".join(_vtt(token) for token in line) for line in cue.lines)
         blocks.append("\n".join([f"{timestamp(cue.start)} --> {timestamp(cue.end)}", *lines]) + "\n")
     return "\n".join(blocks)
@@ -246,9 +246,9 @@ def _cut(group: Sequence[Token]) -> list[Sequence[Token]]:
             haste = 0.0
             if following is not None:
                 haste = max(0.0, 1 - (following - group[first].start) / SHORTEST_MILLISECONDS)
-            cost = (
-                cheapest[first] + 1 + COST_OF_BAD_CUT * (1 - quality[last]) + missed + COST_OF_HASTE * haste
-            )
+            room = 1 - ((num_lines - 1) * LINE_CHARACTERS + characters) / (LINES * LINE_CHARACTERS)
+            cost = cheapest[first] + 1 + missed + COST_OF_BAD_CUT * (1 - quality[last])
+            cost += COST_OF_HASTE * haste + COST_OF_ROOM_LEFT * room**2
             if cost < cheapest[last + 1]:
                 cheapest[last + 1], begins[last + 1] = cost, first
             missed += COST_OF_MISSED_CUT * quality[last] ** 2

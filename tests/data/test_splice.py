@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from tests.data.clips import RATE
-from tiny_audio.data.splice import GAP_SECONDS_RANGE, Piece, Recipe, Splicer, join_pieces
+from tiny_audio.data.splice import (
+    EDGE_SECONDS_RANGE,
+    GAP_SECONDS_RANGE,
+    LONG_EDGE_SECONDS_RANGE,
+    PAUSE_SECONDS_RANGE,
+    Piece,
+    Recipe,
+    Splicer,
+    join_pieces,
+)
 from tiny_audio.data.utterance import AudioRef, Utterance, Word, utterance_key
 
 WORD_HERTZ = {"one": 300.0, "two": 500.0, "three": 800.0, "four": 1300.0}
@@ -68,11 +77,40 @@ def test_spliced_words_are_heard_as_written() -> None:
         assert len(joined) / RATE == pytest.approx(recipe.seconds, abs=0.001)
         assert len(recipe.gaps) == len(recipe.pieces) + 1
         for gap in recipe.gaps[1:-1]:
-            assert GAP_SECONDS_RANGE[0] <= gap <= GAP_SECONDS_RANGE[1]
+            assert GAP_SECONDS_RANGE[0] <= gap <= PAUSE_SECONDS_RANGE[1]
+        for edge in (recipe.gaps[0], recipe.gaps[-1]):
+            assert EDGE_SECONDS_RANGE[0] <= edge <= LONG_EDGE_SECONDS_RANGE[1]
         assert heard(joined) == recipe.text.split()
     texts = {recipe.text for _, recipe in recipes}
     assert len(texts - set(SPEECH)) > 20  # strings nobody said
-    assert max(len(text.split()) for text in texts) == 4
+    assert max(len(text.split()) for text in texts) == 8  # as many words as two clips have
+
+
+def test_pauses_and_edges_of_every_length_occur() -> None:
+    """Long recordings pause between sentences, and begin and end in silence; short clips never show it."""
+    _, splicer, keys = make()
+    recipes = [recipe for epoch in range(60) for recipe in splicer.draw(1, epoch, keys, 1.0).values()]
+    gaps = np.array([gap for recipe in recipes for gap in recipe.gaps[1:-1]])
+    edges = np.array([edge for recipe in recipes for edge in (recipe.gaps[0], recipe.gaps[-1])])
+    assert np.mean(gaps > PAUSE_SECONDS_RANGE[0]) == pytest.approx(0.25, abs=0.05)
+    assert gaps.min() < 0.05 and gaps.max() > 1.8
+    assert np.median(gaps) < 0.3, "short ones are the common ones"
+    assert np.mean(edges > LONG_EDGE_SECONDS_RANGE[0]) == pytest.approx(0.25, abs=0.05)
+    assert edges.min() < 0.07 and edges.max() > 0.95
+
+
+def test_some_strings_have_gaps_of_digital_silence_and_others_of_faint_noise() -> None:
+    recipe = Recipe((Piece(0, 0.0, None), Piece(0, 0.0, None)), (0.1, 0.8, 0.1), "a b", 2.0)
+    tone = 0.2 * np.sin(np.arange(8000) * 0.3).astype(np.float32)
+    levels = []
+    for seed in range(150):
+        joined = join_pieces([tone, tone], recipe, np.random.default_rng(seed))
+        gap = joined[1600 + 8000 : 1600 + 8000 + 12800]
+        levels.append(float(np.std(gap) / np.std(joined[1600:9600])))
+        assert (levels[-1] == 0) == (not joined[:1600].any()) == (not joined[-1600:].any())
+    silent = np.array(levels) == 0
+    assert np.mean(silent) == pytest.approx(0.2, abs=0.1)
+    assert np.array(levels)[~silent].min() > 1e-4 and max(levels) < 0.01
 
 
 def test_speakers_with_one_clip_or_without_name_are_left_alone() -> None:
@@ -117,4 +155,4 @@ def test_pieces_are_joined_at_about_one_level_without_clicks() -> None:
     first, second = joined[1600:6400], joined[9600:17600]
     assert 0.5 < np.std(first) / np.std(second) < 2.0
     assert np.abs(np.diff(joined)).max() < 1.5 * 0.5 * 2 * np.pi * 300 / RATE * 10 ** (3 / 20)
-    assert 0 < np.std(joined[6500:9500]) < 0.01  # the gaps are quiet, and not digital silence
+    assert np.std(joined[6500:9500]) < 0.01  # the gaps are quiet

@@ -148,7 +148,7 @@ class Recogniser:
         instead: one bad file does not cost the others. `progress` is called with seconds of audio done.
         """
         waiting: list[tuple[int, Window]] = []  # (recording, window) not yet recognised
-        pieces: dict[int, dict[int, list[_Piece]]] = {}  # recording to window start to pieces
+        pieces: dict[int, dict[int, list[_Piece]]] = {}  # recording to start of the core to pieces
         ended: dict[int, Exception | None] = {}  # recordings that are read to their end, or to an error
         unfinished: dict[int, int] = {}  # windows under way
         delivered = 0
@@ -192,7 +192,7 @@ class Recogniser:
         for first in range(0, len(waiting), self.batch_size):
             batch = waiting[first : first + self.batch_size]
             for (number, window), result in zip(batch, self._recognise([w for _, w in batch]), strict=True):
-                pieces[number][window.start] = result
+                pieces[number][window.core_start] = result
                 unfinished[number] -= 1
                 if progress is not None:
                     progress((window.core_end - window.core_start) / SAMPLING_RATE)
@@ -211,6 +211,11 @@ class Recogniser:
 
     def _recognise(self, windows: list[Window]) -> list[list[_Piece]]:
         """The pieces of each window: one, or several narrower ones where the whole has failed."""
+        if not all(len(window.waveform) for window in windows):  # digital silence needs no model
+            heard = iter(self._recognise([window for window in windows if len(window.waveform)]))
+            return [next(heard) if len(window.waveform) else [_Piece(window)] for window in windows]
+        if not windows:
+            return []
         try:
             pieces = self._attempt(windows)
             self._succeeded = True
@@ -329,6 +334,8 @@ class Recogniser:
                 held = None
 
     def _stream_window(self, window: Window) -> Iterator[str]:
+        if not len(window.waveform):
+            return
         if self._searches():
             yield from filter(None, [self._attempt([window])[0].text])
             return

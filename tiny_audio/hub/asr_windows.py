@@ -4,14 +4,16 @@ Legend: S samples at 16 kHz, N level frames (10 ms each).
 
 Every sample of a recording lies in the core of exactly one window. At a silence two windows meet; where no silence
 is found they overlap, the border of their cores lies inside the overlap, and the merging decides by the words'
-times which of the two a word belongs to. Nothing is left out for being quiet: what is not speech is for the
-model's alignment head to say, which knows more than an energy does.
+times which of the two a word belongs to. Nothing is left out for being quiet (what is not speech is for the model's
+alignment head to say, which knows more than an energy does), but for digital silence at the ends of a window: a
+muted line carries no speech, and its zeros would upset features that are normalised over the window.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -20,6 +22,10 @@ from .asr_audio import SAMPLING_RATE
 
 FRAME_SAMPLES = SAMPLING_RATE // 100  # 10 ms
 SILENCE_DB = -100.0  # the level of digital silence
+
+# Below this nothing was recorded: the noise of 16-bit samples lies at -98 dB, of a quiet room's microphone above -70.
+DIGITAL_SILENCE_DB = -85.0
+SILENCE_KEPT_SECONDS = 0.15  # at either end
 
 # A stretch counts as silent when its loudest frame lies this far below the loud parts of the window, or in the lowest
 # quarter of the window's range where noise leaves no such depth.
@@ -39,7 +45,7 @@ class Window:
     """A stretch of a recording for one pass.
 
     Attributes:
-        waveform: float32 (S,).
+        waveform: float32 (S,), without the digital silence at its ends; empty where there is nothing else.
         start: where it begins in the recording, in samples.
         core_start, core_end: the part whose words are this window's; `core_start` is 0 for the first window of a
             recording, and `core_end` the recording's end for the last.
@@ -133,11 +139,22 @@ def cut_windows(
                 end = next_start = quietest_point(head, max(earliest, longest * 2 // 3), longest)
                 next_forced = True
             waveform = head if next_forced and can_merge else head[:end]
-            yield Window(waveform.copy(), start, core_start, start + end, forced, next_forced)
+            yield _trimmed(waveform, start, core_start, start + end, forced, next_forced)
             core_start, start, forced = start + end, start + next_start, next_forced
             pending = pending[next_start:]
     if len(pending):
-        yield Window(pending, start, core_start, start + len(pending), forced, False)
+        yield _trimmed(pending, start, core_start, start + len(pending), forced, False)
+
+
+def _trimmed(waveform: np.ndarray, start: int, *others: Any) -> Window:
+    """The window without the digital silence at its ends, in memory of its own."""
+    sounding = np.flatnonzero(level_db(waveform) > DIGITAL_SILENCE_DB)
+    if not len(sounding) and len(waveform) >= FRAME_SAMPLES:
+        return Window(waveform[:0].copy(), start, *others)
+    kept = round(SILENCE_KEPT_SECONDS * SAMPLING_RATE)
+    first = max(0, int(sounding[0]) * FRAME_SAMPLES - kept) if len(sounding) else 0
+    last = (int(sounding[-1]) + 2) * FRAME_SAMPLES + kept if len(sounding) else len(waveform)
+    return Window(waveform[first:last].copy(), start + first, *others)
 
 
 def split_window(window: Window) -> list[Window]:

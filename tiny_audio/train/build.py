@@ -20,6 +20,8 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
+from tiny_audio.data.loader import TrainData
+from tiny_audio.data.source import Source
 from tiny_audio.errors import UserError
 from tiny_audio.hub.asr_checkpoint import (
     embedding_rms,
@@ -77,6 +79,24 @@ def loss_weights(config: DictConfig, step: int = 0) -> LossWeights:
         embedding=config.ctc.embedding_weight,
         balance=BALANCE_WEIGHT if config.model.projector_type == "moe" else 0.0,
         embedding_negatives=config.ctc.embedding_negatives,
+    )
+
+
+def build_data(config: DictConfig, sources: Sequence[Source], processor: TinyAudioProcessor) -> TrainData:
+    """The batches that a config describes. Raises UserError where too little of the sources can be used."""
+    return TrainData(
+        sources,
+        processor,
+        seed=config.seed,
+        batch_seconds=config.training.batch_seconds,
+        max_clips=config.training.per_device_train_batch_size,
+        num_workers=config.training.num_workers,
+        augmentation=config.augmentation,
+        min_seconds=config.data.min_seconds,
+        max_seconds=min(config.data.max_seconds, processor.max_seconds),
+        max_bad_fraction=config.data.max_bad_fraction,
+        clean_text=config.data.clean_text,
+        short_first=config.data.short_first,
     )
 
 

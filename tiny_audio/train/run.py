@@ -17,7 +17,6 @@ import torch
 from omegaconf import DictConfig
 from transformers.utils.logging import disable_progress_bar
 
-from tiny_audio.data.loader import TrainData
 from tiny_audio.data.source import Source
 from tiny_audio.data.sources import open_source, open_sources
 from tiny_audio.errors import UserError
@@ -25,7 +24,7 @@ from tiny_audio.evaluate.normalize import default_normalizer
 from tiny_audio.evaluate.providers import TinyAudioProvider
 from tiny_audio.evaluate.report import metrics_record, write_files, write_results, write_samples
 from tiny_audio.evaluate.runner import EvalResult, evaluate, evaluate_batches, sample_indices
-from tiny_audio.train.build import build_model
+from tiny_audio.train.build import build_data, build_model
 from tiny_audio.train.checkpoints import find_checkpoint, load_checkpoint
 from tiny_audio.train.config import config_to_yaml
 from tiny_audio.train.loop import Trainer
@@ -63,20 +62,7 @@ def run(config: DictConfig) -> RunResult:
     train_sources, dev = open_sources(config.data.train), open_source(config.data.eval)
     test = open_source(config.data.test)
     model, processor = build_model(config)
-    data = TrainData(
-        train_sources,
-        processor,
-        seed=config.seed,
-        batch_seconds=config.training.batch_seconds,
-        max_clips=config.training.per_device_train_batch_size,
-        num_workers=config.training.num_workers,
-        augmentation=config.augmentation,
-        min_seconds=config.data.min_seconds,
-        max_seconds=min(config.data.max_seconds, processor.max_seconds),
-        max_bad_fraction=config.data.max_bad_fraction,
-        clean_text=config.data.clean_text,
-        short_first=config.data.short_first,
-    )
+    data = build_data(config, train_sources, processor)
     previous = prepare_folder(folder, resuming=checkpoint is not None)
     write_files({folder / "config.yaml": config_to_yaml(config, provenance(model, train_sources))})
     display = TrainingDisplay(config.training.max_steps)

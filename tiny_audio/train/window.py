@@ -11,7 +11,7 @@ from tiny_audio.evaluate.runner import score_texts, summarize
 from tiny_audio.hub.asr_audio import SAMPLING_RATE
 from tiny_audio.hub.asr_longform import Recogniser
 
-WINDOW_SECONDS = (3.0, 5.0, 8.0, 12.0, 20.0, 30.0)
+WINDOW_SECONDS = (2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 30.0)
 PAUSE_SECONDS_RANGE = (0.0, 2.0)
 # A longer window is preferred where it costs no more words than this: it has more context and fewer borders.
 NEGLIGIBLE_WER = 0.003
