@@ -156,7 +156,7 @@ def whisper_base(quantized: Any, model: Any, processor: Any, quick: bool) -> dic
             local_files_only=True,
         )
         candidates["whisper-base, faster-whisper int8, one by one"] = lambda: [
-            list(fast.transcribe(clip, language="en", beam_size=1)[0]) for clip in clips
+            list(fast.transcribe(clip, language="en", beam_size=1, temperature=0.0)[0]) for clip in clips
         ]
     else:
         print("\n(c) without faster-whisper: pip install faster-whisper")

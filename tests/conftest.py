@@ -1,10 +1,16 @@
-"""Settings of all tests: no network, one thread, no progress bars.
+"""Settings of all tests: no network, one thread, no progress bars, and nothing left in the user's cache.
 
 Set before torch and transformers are imported. `HF_HUB_OFFLINE=0 pytest -m hub` asks the hub.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 
+if "HF_MODULES_CACHE" not in os.environ:  # the code of checkpoints that tests load
+    os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="tiny-audio-modules-")
+    atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.pop("TINY_AUDIO_MODELS", None)

@@ -226,7 +226,7 @@ def test_integers_are_scaled_to_full_scale(kind: Any, scale: int, middle: int) -
         ({"array": WAVEFORM, "sampling_rate": 0}, "sampling_rate must be positive"),
         ({"array": np.zeros((2, 3, 4)), "sampling_rate": 16000}, r"got \(2, 3, 4\)"),
         (np.zeros(0, np.float32), r"got \(0,\)"),
-        (np.array([0.1, np.nan] * 400), "not finite"),
+        (np.array([0.1, np.nan] * 400), "NaN"),
         (WAVEFORM * 32768, "full scale"),
         ("nowhere/at all.wav", "no such file"),
         (b"a shopping list, no audio", "not audio that can be read"),
@@ -389,17 +389,17 @@ GENERATION: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", GENERATION, ids=str)
-@pytest.mark.parametrize("times", [None, True, "word"])
-def test_a_sure_model_writes_the_same_by_every_search(options: dict[str, Any], times: Any) -> None:
+def test_a_sure_model_writes_the_same_by_every_search(options: dict[str, Any]) -> None:
     if "generation_config" in options:
         settings = copy.deepcopy(trained_model()[0].generation_config)
         settings.num_beams, settings.max_new_tokens = 2, 60
         options = {"generation_config": settings}
-    assert pipe()(WAVEFORM, return_timestamps=times, **options)["text"] == TEXT
-    assert pipe()(WAVEFORM, return_timestamps=times, generate_kwargs=options)["text"] == TEXT
-    assert make(**options)(WAVEFORM, return_timestamps=times)["text"] == TEXT
+    assert pipe()(WAVEFORM, **options)["text"] == TEXT
+    assert pipe()(WAVEFORM, return_timestamps=True, generate_kwargs=options)["text"] == TEXT
+    assert make(**options)(WAVEFORM, return_timestamps="word")["text"] == TEXT
 
 
+@pytest.mark.filterwarnings("ignore:Passing `")
 def test_options_of_the_constructor_hold_for_every_call() -> None:
     """They change what a random model writes, in every way of giving them."""
     waveform = noise(1.5, 4)
@@ -467,7 +467,7 @@ def test_times() -> None:
 
 
 def test_a_checkpoint_without_a_head_says_that_it_has_no_times() -> None:
-    model, processor = tiny_model("ctc.weight=0")
+    model, processor = tiny_model("ctc.weight=0", "ctc.alone_share=0")
     one = TinyAudioPipeline(model=model, processor=processor, device="cpu")
     assert "text" in one(noise(0.5), max_new_tokens=3)
     for times in (True, "word"):

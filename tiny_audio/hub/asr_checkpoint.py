@@ -171,9 +171,12 @@ def load_own_state_dict(model: PreTrainedModel, state: dict[str, Tensor], source
 
 
 def copy_code(folder: Path) -> None:
-    """Puts the files of this folder beside a checkpoint's weights, so that outsiders can load it."""
+    """Puts the files of this folder beside a checkpoint's weights, so that outsiders can load it.
+
+    Older ones give way: half of them would not fit the other half.
+    """
     for file in Path(__file__).parent.glob("*.py"):
-        if file.name != "__init__.py" and not (folder / file.name).exists():
+        if file.name != "__init__.py" and file.resolve() != (folder / file.name).resolve():
             shutil.copy(file, folder / file.name)
 
 

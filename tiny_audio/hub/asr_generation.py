@@ -22,8 +22,20 @@ from transformers.generation import (
 from transformers.generation.streamers import BaseStreamer
 
 from .asr_alignment import speech_evidence
+from .asr_drafting import has_plain_cache, share_prompt, write_from_draft
 from .asr_guard import ClipLengthCriteria, RepetitionCriteria, has_speech, new_token_limits
+from .asr_losses import decode_ctc_text
 
+# What a call and a generation config may say for the text to be the plain greedy one, which asr_drafting writes too.
+GREEDY_OPTIONS = {"max_new_tokens", "logits_processor", "streamer"}
+GREEDY_SETTINGS = {
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "suppress_tokens",
+    "num_beams",
+    "do_sample",
+}
 UNFINISHED_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -85,12 +97,61 @@ class TranscriptGeneration(GenerationMixin):
             criteria.append(ClipLengthCriteria(limits))
         if tokenizer is not None and characters is not None:
             criteria.append(RepetitionCriteria(tokenizer, characters))
+        if self._is_greedy(kwargs):
+            if len(input_ids) == 1 and tokenizer is not None and log_probabilities is not None:
+                heard = log_probabilities[0, : int(audio.frame_lengths[0])].argmax(dim=-1).tolist()
+                return self._generate_from_draft(
+                    tokenizer, heard, embeddings, attention_mask, criteria, **kwargs
+                )
+            if attention_mask is not None:
+                embeddings, attention_mask, cache = share_prompt(self, input_ids, embeddings, attention_mask)
+                if cache is not None:
+                    kwargs["past_key_values"] = cache
         return super().generate(
             inputs_embeds=embeddings,
             attention_mask=attention_mask,
             stopping_criteria=StoppingCriteriaList(criteria),
             **kwargs,
         )
+
+    def _is_greedy(self, options: dict[str, Any]) -> bool:
+        """Whether this call is for the likeliest token each time, and the decoder's cache one that can be cut."""
+        settings = {key for key, value in self.generation_config.to_diff_dict().items() if value is not None}
+        settings -= {"transformers_version", "_from_model_config"}
+        plain = self.generation_config.num_beams in (None, 1) and not self.generation_config.do_sample
+        allowed = options.keys() <= GREEDY_OPTIONS and settings <= GREEDY_SETTINGS
+        return plain and allowed and "max_new_tokens" in options and has_plain_cache(self.config.text_config)
+
+    def _generate_from_draft(
+        self,
+        tokenizer: Any,
+        heard: list[int],
+        embeddings: Tensor,
+        attention_mask: Tensor | None,
+        criteria: list[StoppingCriteria],
+        max_new_tokens: int,
+        logits_processor: Any = (),
+        streamer: BaseStreamer | None = None,
+    ) -> Tensor:
+        """(1, new tokens) of one clip, with the alignment head's best path `heard` as the draft."""
+        settings = self.generation_config
+        ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
+        text = decode_ctc_text(heard, self.config.ctc_vocabulary)
+        draft = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids + ends[:1]
+        if attention_mask is not None:
+            embeddings = embeddings[:, attention_mask[0].bool()]
+        ids = write_from_draft(
+            self,
+            embeddings,
+            draft,
+            max_new_tokens,
+            ends,
+            settings.suppress_tokens or (),
+            logits_processor or (),
+            criteria,
+            streamer,
+        )
+        return torch.tensor([ids], device=embeddings.device)
 
     def generate_stream(self, tokenizer: Any, audio_features: Any = None, **inputs: Any) -> Iterator[str]:
         """Yields the text of one clip in pieces, as they are written; joined they are the text of `generate`.

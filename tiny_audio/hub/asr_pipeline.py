@@ -79,7 +79,8 @@ class TinyAudioPipeline(Pipeline):
         shown = {**self._postprocess_params, **shown}
         if stream:
             return Recogniser(self.model, self.processor, **settings).stream(self.preprocess(inputs))
-        many = isinstance(inputs, (Iterator, Dataset, list, tuple))
+        is_file = hasattr(inputs, "read")  # which iterates over lines
+        many = isinstance(inputs, (Iterator, Dataset, list, tuple)) and not is_file
         recordings = (self.preprocess(item) for item in (inputs if many else [inputs]))
         results = (self.postprocess(result, **shown) for result in self._forward(recordings, **settings))
         if isinstance(inputs, (list, tuple)):
@@ -140,6 +141,8 @@ def _mono(array: np.ndarray, sampling_rate: int) -> np.ndarray:
         )
     if sampling_rate <= 0:
         raise ValueError(f"sampling_rate must be positive, got {sampling_rate}")
+    if array.dtype in (np.int64, np.uint64):  # what numpy makes of a list of whole numbers
+        raise ValueError("64-bit integers have no full scale: give int16, or floats between -1 and 1")
     if np.issubdtype(array.dtype, np.integer):
         array = array / -float(np.iinfo(array.dtype).min or -1)
     array = array.astype(np.float32)
