@@ -86,6 +86,8 @@ def read_blocks(
             end is missing is returned as far as it reads, with a warning in the log.
     """
     name = describe_source(source)
+    if hasattr(source, "read") and not _can_seek(source):  # the format is to be seen before it is read
+        source = _read_whole(source, name)
     demuxer = demuxer_for(_header(source))
     if demuxer is not None:
         yield from _read_with_ffmpeg(source, name, demuxer, sampling_rate, max_seconds)
@@ -129,7 +131,7 @@ def _read_with_ffmpeg(
     num_samples = 0
     try:
         for block in decode_with_ffmpeg(encoded, demuxer, sampling_rate):
-            _check_samples(block, num_samples / sampling_rate, name)
+            check_samples(block, num_samples / sampling_rate, name)
             num_samples += len(block)
             if max_seconds is not None and num_samples > max_seconds * sampling_rate:
                 raise AudioError(_too_long(name, UNKNOWN_FRAMES, sampling_rate, max_seconds))
@@ -154,8 +156,7 @@ def _header(source: AudioSource) -> bytes:
                 return file.read(HEADER_BYTES)
         except (OSError, ValueError):
             return b""  # `_open` says what is the matter
-    seekable = getattr(source, "seekable", None)
-    if not hasattr(source, "read") or seekable is None or not seekable():
+    if not hasattr(source, "read") or not _can_seek(source):
         return b""
     source.seek(0)
     header = source.read(HEADER_BYTES)
@@ -184,7 +185,7 @@ def _decode(file: soundfile.SoundFile, name: str) -> Iterator[np.ndarray]:
                 )
             return
         mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)  # (N,)
-        _check_samples(mono, num_frames / rate, name)
+        check_samples(mono, num_frames / rate, name)
         num_frames += len(mono)
         yield mono
 
@@ -247,8 +248,7 @@ def _open(source: AudioSource, name: str) -> soundfile.SoundFile:
     elif isinstance(source, (bytes, bytearray, memoryview)):
         opened = io.BytesIO(source)
     elif hasattr(source, "read"):
-        seekable = getattr(source, "seekable", None)
-        opened = source if seekable is not None and seekable() else _read_whole(source, name)
+        opened = source if _can_seek(source) else _read_whole(source, name)
         if isinstance(opened, io.TextIOBase):
             raise AudioError(f'{name}: is open as text; open it with mode "rb"')
         opened.seek(0)
@@ -276,6 +276,11 @@ def _open(source: AudioSource, name: str) -> soundfile.SoundFile:
     return file
 
 
+def _can_seek(file: Any) -> bool:
+    seekable = getattr(file, "seekable", None)
+    return seekable is not None and seekable()
+
+
 def _read_whole(file: Any, name: str) -> io.BytesIO:
     data = file.read()
     if not isinstance(data, (bytes, bytearray)):
@@ -283,7 +288,7 @@ def _read_whole(file: Any, name: str) -> io.BytesIO:
     return io.BytesIO(data)
 
 
-def _check_samples(mono: np.ndarray, start_seconds: float, name: str) -> None:
+def check_samples(mono: np.ndarray, start_seconds: float, name: str) -> None:
     # One pass in the good case: the largest magnitude is NaN or infinite where any sample is.
     peak = max(float(mono.max()), -float(mono.min()))
     if not np.isfinite(peak):

@@ -153,7 +153,9 @@ class TranscriptGeneration(GenerationMixin):
         )
         return torch.tensor([ids], device=embeddings.device)
 
-    def generate_stream(self, tokenizer: Any, audio_features: Any = None, **inputs: Any) -> Iterator[str]:
+    def generate_stream(
+        self, tokenizer: Any, audio_features: Any = None, guard: bool = True, **inputs: Any
+    ) -> Iterator[str]:
         """Yields the text of one clip in pieces, as they are written; joined they are the text of `generate`.
 
         Takes `generate`'s arguments but for beams. An exception of the generation is raised here; when the
@@ -165,7 +167,8 @@ class TranscriptGeneration(GenerationMixin):
         if len(audio_features.frame_lengths) != 1:
             raise ValueError("a stream is of one clip: give a batch of one")
         log_probabilities = self.alignment(audio_features)
-        if log_probabilities is not None and not has_speech(log_probabilities, audio_features.frame_lengths):
+        heard = log_probabilities is None or has_speech(log_probabilities, audio_features.frame_lengths)
+        if guard and not heard:
             return
         pieces = _Pieces(tokenizer)
         criteria = StoppingCriteriaList([*(inputs.pop("stopping_criteria", None) or []), pieces.stopper])
@@ -264,4 +267,6 @@ def word_scores(tokenizer: Any, ids: list[int], scores: list[float]) -> list[flo
         while len(totals) < words:
             totals.append(0.0)
         totals[words - 1] += score
-    return totals
+    # Bytes of a character that was not whole looked like a word, and were a blank at the end.
+    words = len(tokenizer.decode(ids, skip_special_tokens=True).split())
+    return [*totals[: words - 1], sum(totals[words - 1 :])] if words else []

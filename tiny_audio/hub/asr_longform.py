@@ -10,8 +10,10 @@ decide, since text cannot tell "five five", said twice, from one "five" heard in
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ Blocks = Iterable[np.ndarray]
 BATCHES_COLLECTED = 4
 # A window that fails is halved down to this length before it is given up.
 SHORTEST_RETRY_SECONDS = 2.0
+MOST_PARTS = 32  # of two neighbouring windows, when both are cut that short
 # A model that fails on its first windows fails on all: its error is raised instead of being reported for each.
 FAILURES_TO_GIVE_UP = 3
 
@@ -154,15 +157,20 @@ class Recogniser:
         delivered = 0
         for number, blocks in enumerate(recordings):
             pieces[number], unfinished[number] = {}, 0
-            try:
-                for window in self._windows(blocks):
-                    waiting.append((number, window))
-                    unfinished[number] += 1
-                    if len(waiting) >= self.batch_size * BATCHES_COLLECTED:
-                        self._work_off(waiting, pieces, unfinished, progress)
-                ended[number] = None
-            except (OSError, ValueError) as error:  # AudioError is a ValueError
-                ended[number] = error
+            windows = self._windows(blocks)
+            while True:
+                try:  # reading alone: what the model raises is not the recording's fault
+                    window = next(windows, None)
+                except (OSError, ValueError) as error:  # AudioError is a ValueError
+                    ended[number] = error
+                    break
+                if window is None:
+                    ended[number] = None
+                    break
+                waiting.append((number, window))
+                unfinished[number] += 1
+                if len(waiting) >= self.batch_size * BATCHES_COLLECTED:
+                    self._work_off(waiting, pieces, unfinished, progress)
             while delivered in ended and not unfinished[delivered]:
                 yield self._result(pieces.pop(delivered), ended.pop(delivered))
                 delivered += 1
@@ -192,7 +200,10 @@ class Recogniser:
         for first in range(0, len(waiting), self.batch_size):
             batch = waiting[first : first + self.batch_size]
             for (number, window), result in zip(batch, self._recognise([w for _, w in batch]), strict=True):
-                pieces[number][window.core_start] = result
+                # Of hours of audio no more is held than what waits for its turn.
+                pieces[number][window.core_start] = [
+                    replace(piece, window=piece.window.without_audio()) for piece in result
+                ]
                 unfinished[number] -= 1
                 if progress is not None:
                     progress((window.core_end - window.core_start) / SAMPLING_RATE)
@@ -221,20 +232,23 @@ class Recogniser:
             self._succeeded = True
             return [[piece] for piece in pieces]
         except Exception as error:
-            _free_memory()
-            if len(windows) > 1:
-                middle = len(windows) // 2
-                return self._recognise(windows[:middle]) + self._recognise(windows[middle:])
-            (window,) = windows
+            failure = error
+        # Behind the `except`, and without the frames of the failed pass: they hold its tensors, and narrower windows
+        # would run out of the same memory again.
+        traceback.clear_frames(failure.__traceback__)
+        _free_memory()
+        if len(windows) > 1:
+            middle = len(windows) // 2
+            return self._recognise(windows[:middle]) + self._recognise(windows[middle:])
+        (window,) = windows
+        if len(window.waveform) < 2 * SHORTEST_RETRY_SECONDS * SAMPLING_RATE:
             self._failures += 1
             if not self._succeeded and self._failures >= FAILURES_TO_GIVE_UP:
-                raise
-            if len(window.waveform) < 2 * SHORTEST_RETRY_SECONDS * SAMPLING_RATE:
-                logger.warning("%.1f s could not be recognised: %s", window.start / SAMPLING_RATE, error)
-                return [[_Piece(window, failure=error)]]
-            logger.warning("a window of %.1f s is tried in two halves: %s", _seconds(window), error)
-            halves = split_window(window)
-            return [[piece for half in halves for piece in self._recognise([half])[0]]]
+                raise failure
+            logger.warning("%.1f s could not be recognised: %s", window.start / SAMPLING_RATE, failure)
+            return [[_Piece(window, failure=failure)]]
+        logger.warning("a window of %.1f s is tried in two halves: %s", _seconds(window), failure)
+        return [[piece for half in split_window(window) for piece in self._recognise([half])[0]]]
 
     @torch.inference_mode()
     def _attempt(self, windows: Sequence[Window]) -> list[_Piece]:
@@ -264,8 +278,8 @@ class Recogniser:
             written = None
             if scores is not None and "logits_processor" not in self.generate:
                 chances = scores.finish(ids).tolist()
-                tokenizer, lists = self.processor.tokenizer, ids.tolist()
-                written = [word_scores(tokenizer, lists[i], chances[i]) for i in timed]
+                tokenizer, lists = self.processor.tokenizer, self._without_end(ids.tolist())
+                written = [word_scores(tokenizer, lists[i], chances[i][: len(lists[i])]) for i in timed]
             chosen = rows[timed]
             words = align_words(
                 log_probabilities[chosen],
@@ -292,11 +306,19 @@ class Recogniser:
         return dict(batch), audio
 
     def _needs_times(self, window: Window) -> bool:
-        return self.word_times or window.forced_start or window.forced_end
+        return self.has_times and (self.word_times or window.forced_start or window.forced_end)
+
+    def _without_end(self, rows: list[list[int]]) -> list[list[int]]:
+        """Token ids up to the one that ends the text: a clip that is done waits for its batch with padding."""
+        settings = self.generate.get("generation_config") or self.model.generation_config
+        ends = settings.eos_token_id
+        ends = {self.processor.pad_token_id, *(ends if isinstance(ends, list) else [ends])}
+        return [list(takewhile(lambda token: token not in ends, row)) for row in rows]
 
     def _searches(self) -> bool:
         """Whether several beams are kept, whose tokens' scores cannot be followed."""
-        beams = self.generate.get("num_beams", self.model.generation_config.num_beams)
+        settings = self.generate.get("generation_config") or self.model.generation_config
+        beams = self.generate.get("num_beams", settings.num_beams)
         return (beams or 1) > 1
 
     # Streaming ---------------------------------------------------------------------------------------------------
@@ -342,7 +364,7 @@ class Recogniser:
         with torch.inference_mode():
             inputs, audio = self._encode([window])
         yield from self.model.generate_stream(
-            self.processor.tokenizer, audio_features=audio, **inputs, **self.generate
+            self.processor.tokenizer, audio_features=audio, guard=self.guard, **inputs, **self.generate
         )
 
 
@@ -367,8 +389,9 @@ def transcribe_waveforms(
 def merge(pieces: Sequence[_Piece]) -> Recognition:
     """The pieces of one recording, in order, to its text. Where windows overlap, times decide."""
     pieces = list(pieces)
-    for index in range(len(pieces) - 1):
-        pieces[index : index + 2] = separate(*pieces[index : index + 2])
+    for first in range(len(pieces)):  # several parts of a window that has failed may reach into the next one
+        for second in range(first + 1, min(first + 1 + MOST_PARTS, len(pieces))):
+            pieces[first], pieces[second] = separate(pieces[first], pieces[second])
     result = Recognition(seconds=pieces[-1].window.core_end / SAMPLING_RATE if pieces else 0.0)
     for piece in pieces:
         start, end = piece.window.core_start / SAMPLING_RATE, piece.window.core_end / SAMPLING_RATE
@@ -385,8 +408,10 @@ def merge(pieces: Sequence[_Piece]) -> Recognition:
 
 def separate(first: _Piece, second: _Piece) -> tuple[_Piece, _Piece]:
     """Two pieces that follow each other, each with its own words alone."""
-    if second.window.start >= first.window.start + len(first.window.waveform):
+    if second.window.start >= first.window.end:
         return first, second  # they meet at a cut
+    if first.words is None or second.words is None:
+        return first, second  # one has failed, or heard nobody: the other keeps all that it has
     border = _border(first, second)
     return _cut(first, None, border), _cut(second, border, None)
 
@@ -397,12 +422,10 @@ def _border(first: _Piece, second: _Piece) -> float:
     The middle, or the nearest time to it that lies in no word of either: a word across the border could have its
     middle on one side in the one window, and on the other in the other.
     """
-    middle = second.window.core_start / SAMPLING_RATE
     begin = second.window.start / SAMPLING_RATE
-    end = (first.window.start + len(first.window.waveform)) / SAMPLING_RATE
-    if first.words is None or second.words is None:  # one has failed: the other keeps all that it has
-        return begin if first.words is None else end
-    words = [*first.words, *second.words]
+    end = first.window.end / SAMPLING_RATE
+    middle = min(max(second.window.core_start / SAMPLING_RATE, begin), end)
+    words = [*(first.words or []), *(second.words or [])]
     candidates = [middle, *(word.start for word in words), *(word.end for word in words)]
     free = [
         time

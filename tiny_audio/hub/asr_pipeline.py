@@ -10,7 +10,7 @@ import soxr
 from torch.utils.data import Dataset
 from transformers import Pipeline
 
-from .asr_audio import SAMPLING_RATE, read_blocks
+from .asr_audio import SAMPLING_RATE, check_samples, read_blocks
 from .asr_longform import Blocks, Recogniser, Recognition
 
 DEFAULT_BATCH_SIZE = 8
@@ -73,15 +73,21 @@ class TinyAudioPipeline(Pipeline):
         self, inputs: Any, *args: Any, batch_size: int | None = None, stream: bool = False, **kwargs: Any
     ) -> Any:
         _, settings, shown = self._sanitize_parameters(**kwargs)
-        settings["generate"] = {**self._forward_params.get("generate", {}), **settings["generate"]}
+        # transformers sets the constructor's options of `generate` aside.
+        constructor = {**self._generate_kwargs, **self._forward_params.get("generate", {})}
+        settings["generate"] = {**constructor, **settings["generate"]}
         settings = {**self._forward_params, **settings}
-        settings["batch_size"] = batch_size or self._batch_size or DEFAULT_BATCH_SIZE
+        sizes = (batch_size, self._batch_size, DEFAULT_BATCH_SIZE)
+        settings["batch_size"] = next(size for size in sizes if size is not None)
         shown = {**self._postprocess_params, **shown}
         if stream:
             return Recogniser(self.model, self.processor, **settings).stream(self.preprocess(inputs))
         is_file = hasattr(inputs, "read")  # which iterates over lines
         many = isinstance(inputs, (Iterator, Dataset, list, tuple)) and not is_file
-        recordings = (self.preprocess(item) for item in (inputs if many else [inputs]))
+        items = inputs if many else [inputs]
+        if isinstance(inputs, Dataset) and hasattr(inputs, "__len__"):  # which need not raise IndexError
+            items = (inputs[index] for index in range(len(inputs)))
+        recordings = (self.preprocess(item) for item in items)
         results = (self.postprocess(result, **shown) for result in self._forward(recordings, **settings))
         if isinstance(inputs, (list, tuple)):
             return list(results)
@@ -144,10 +150,11 @@ def _mono(array: np.ndarray, sampling_rate: int) -> np.ndarray:
     if array.dtype in (np.int64, np.uint64):  # what numpy makes of a list of whole numbers
         raise ValueError("64-bit integers have no full scale: give int16, or floats between -1 and 1")
     if np.issubdtype(array.dtype, np.integer):
-        array = array / -float(np.iinfo(array.dtype).min or -1)
+        lowest, highest = np.iinfo(array.dtype).min, np.iinfo(array.dtype).max
+        zero = 0 if lowest else (highest + 1) // 2  # unsigned samples swing around their middle
+        array = (array.astype(np.float64) - zero) / (highest + 1 - zero)
     array = array.astype(np.float32)
     if array.ndim == 2:
         array = array.mean(axis=int(array.shape[0] > array.shape[1]))  # channels are the shorter axis
-    if not np.isfinite(array).all():
-        raise ValueError("the array holds samples that are not finite numbers (NaN or infinity)")
+    check_samples(array, 0.0, "the array")
     return array if sampling_rate == SAMPLING_RATE else soxr.resample(array, sampling_rate, SAMPLING_RATE)

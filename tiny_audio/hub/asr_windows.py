@@ -12,7 +12,7 @@ muted line carries no speech, and its zeros would upset features that are normal
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ SILENCE_DB = -100.0  # the level of digital silence
 
 # Below this nothing was recorded: the noise of 16-bit samples lies at -98 dB, of a quiet room's microphone above -70.
 DIGITAL_SILENCE_DB = -85.0
+ANY_SILENCE_DB = -70.0  # a silence in any recording, however quiet the rest of the window is
 SILENCE_KEPT_SECONDS = 0.15  # at either end
 
 # A stretch counts as silent when its loudest frame lies this far below the loud parts of the window, or in the lowest
@@ -40,7 +41,7 @@ EARLIEST_CUT = 1 / 3
 LARGEST_OVERLAP = 1 / 6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Window:
     """A stretch of a recording for one pass.
 
@@ -59,6 +60,15 @@ class Window:
     forced_start: bool = False
     forced_end: bool = False
 
+    @property
+    def end(self) -> int:
+        """The first sample behind the waveform."""
+        return self.start + len(self.waveform)
+
+    def without_audio(self) -> Window:
+        """The same stretch without its samples: zeros of its length that take no memory."""
+        return replace(self, waveform=np.broadcast_to(np.float32(0), self.waveform.shape))
+
 
 def level_db(waveform: np.ndarray) -> np.ndarray:
     """Level of each 10 ms frame, dB below full scale: (S,) to (N,). A last frame that is not full is left out."""
@@ -73,8 +83,8 @@ def find_silence(waveform: np.ndarray, earliest: int, latest: int) -> int | None
     first, last = -(-earliest // FRAME_SAMPLES), min(latest // FRAME_SAMPLES, len(levels))
     if last - first < 1:
         return None
-    loud, floor = np.percentile(levels, 95), np.percentile(levels, 10)
-    threshold = max(loud - SILENCE_DEPTH_DB, floor + SILENCE_SHARE * (loud - floor))
+    loud, floor = np.percentile(levels, 99), np.percentile(levels, 10)
+    threshold = max(loud - SILENCE_DEPTH_DB, floor + SILENCE_SHARE * (loud - floor), ANY_SILENCE_DB)
     for seconds in PAUSE_SECONDS:
         length = round(seconds * 100)
         if len(levels) < length:
@@ -160,8 +170,11 @@ def _trimmed(waveform: np.ndarray, start: int, *others: Any) -> Window:
 def split_window(window: Window) -> list[Window]:
     """Two narrower windows in place of one that failed, meeting at a silence or else at the quietest point."""
     length = len(window.waveform)
-    earliest, latest = length // 4, length * 3 // 4
+    # Inside the core: beyond it the neighbour writes the words, who knows of one border alone.
+    core_start, core_end = window.core_start - window.start, window.core_end - window.start
+    earliest, latest = max(length // 4, core_start), min(length * 3 // 4, core_end)
     cut = find_silence(window.waveform, earliest, latest) or quietest_point(window.waveform, earliest, latest)
+    cut = min(max(cut, core_start, FRAME_SAMPLES), max(core_end, FRAME_SAMPLES), length - FRAME_SAMPLES)
     border = min(max(window.start + cut, window.core_start), window.core_end)
     first = Window(
         window.waveform[:cut], window.start, window.core_start, border, window.forced_start, window.forced_end
