@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from tests.tiny_models import examples, tiny_config
+from tiny_audio.errors import UserError
 from tiny_audio.hub.asr_encoders import build_encoder, run_encoder
-from tiny_audio.train.build import build_model, byte_tokenizer
+from tiny_audio.train.build import build_model, byte_tokenizer, check_alphabet
 
 WORDS = ["zero", "one", "seven"]
 
@@ -40,3 +41,12 @@ def test_a_new_encoder_hears_the_sound_over_its_positions() -> None:
 
     ours = difference(model.model.audio_tower)
     assert ours > 3 * difference(build_encoder(model.config.audio_config))
+
+
+def test_an_alphabet_that_the_alignment_head_cannot_write() -> None:
+    vocabulary = " abcdefghijklmnopqrstuvwxyz"
+    check_alphabet(vocabulary, ["Ça va, naïve café", "one two", ""])
+    with pytest.raises(UserError, match=r'100% of the letters .* ctc.vocabulary=" abc.*веипрт"'):
+        check_alphabet(vocabulary, ["привет"])
+    with pytest.raises(UserError, match=r"ctc.weight=0"):
+        check_alphabet(vocabulary, ["".join(map(chr, range(0x4E00, 0x4F00)))])

@@ -414,7 +414,7 @@ class BatchReader(Dataset):
         source, utterance = self._utterance(clip.row)
         other = clip_generator(self._seed, epoch, clip.key, NON_SPEECH_STREAM)
         if other.random() < self._augmentation.non_speech_probability:
-            return utterance.id, random_non_speech(max(1, int(clip.seconds * SAMPLING_RATE)), other), ""
+            return utterance.id, random_non_speech(max(1, round(clip.seconds * SAMPLING_RATE)), other), ""
         if clip.recipe is None:
             read = self._read_row(source, utterance)
             if isinstance(read, Problem):

@@ -37,9 +37,14 @@ class LossWeights:
     embedding_negatives: int = 0
 
 
+def plain_text(text: str) -> str:
+    """Lower case, accents off."""
+    return "".join(c for c in unicodedata.normalize("NFKD", text.lower()) if not unicodedata.combining(c))
+
+
 def encode_ctc_text(text: str, vocabulary: str) -> list[int]:
-    """Transcript to class ids of the alignment head: lower case, accents off, other characters become a space."""
-    plain = "".join(c for c in unicodedata.normalize("NFKD", text.lower()) if not unicodedata.combining(c))
+    """Transcript to class ids of the alignment head: plain, other characters become a space."""
+    plain = plain_text(text)
     kept = "".join(character if character in vocabulary else " " for character in plain)
     collapsed = " ".join(kept.split()) if " " in vocabulary else "".join(kept.split())
     return [vocabulary.index(character) + 1 for character in collapsed]

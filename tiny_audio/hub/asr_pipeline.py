@@ -72,6 +72,7 @@ class TinyAudioPipeline(Pipeline):
     def __call__(
         self, inputs: Any, *args: Any, batch_size: int | None = None, stream: bool = False, **kwargs: Any
     ) -> Any:
+        kwargs.pop("num_workers", None)  # of stock pipelines; reading is not what takes time here
         _, settings, shown = self._sanitize_parameters(**kwargs)
         # transformers sets the constructor's options of `generate` aside.
         constructor = {**self._generate_kwargs, **self._forward_params.get("generate", {})}
@@ -80,6 +81,8 @@ class TinyAudioPipeline(Pipeline):
         sizes = (batch_size, self._batch_size, DEFAULT_BATCH_SIZE)
         settings["batch_size"] = next(size for size in sizes if size is not None)
         shown = {**self._postprocess_params, **shown}
+        if stream and shown.get("return_timestamps"):
+            raise ValueError("a stream is of text alone: leave return_timestamps out")
         if stream:
             return Recogniser(self.model, self.processor, **settings).stream(self.preprocess(inputs))
         is_file = hasattr(inputs, "read")  # which iterates over lines

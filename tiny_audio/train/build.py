@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,7 +38,7 @@ from tiny_audio.hub.asr_checkpoint import (
 from tiny_audio.hub.asr_config import TinyAudioConfig, resolve_model_path
 from tiny_audio.hub.asr_encoders import build_encoder, encoder_geometry, encoder_output_length, load_encoder
 from tiny_audio.hub.asr_lora import LORA_MARK
-from tiny_audio.hub.asr_losses import LossWeights
+from tiny_audio.hub.asr_losses import LossWeights, plain_text
 from tiny_audio.hub.asr_modeling import TinyAudioForConditionalGeneration
 from tiny_audio.hub.asr_processing import SAMPLING_RATE, TinyAudioProcessor, add_audio_token
 
@@ -44,6 +46,10 @@ FEATURE_EXTRACTORS = {
     kind.__name__: kind
     for kind in (WhisperFeatureExtractor, Wav2Vec2FeatureExtractor, ParakeetFeatureExtractor)
 }
+# Of the first transcripts of each source, this share of letters may lie outside the alignment head's vocabulary.
+UNKNOWN_LETTERS_ALLOWED = 0.1
+TEXTS_LOOKED_AT = 1000
+LARGEST_ALPHABET = 100
 BALANCE_WEIGHT = 0.01  # of the load-balancing loss, as in Switch Transformers
 
 
@@ -82,8 +88,33 @@ def loss_weights(config: DictConfig, step: int = 0) -> LossWeights:
     )
 
 
+def check_alphabet(vocabulary: str, texts: Sequence[str]) -> None:
+    """Raises UserError where the alignment head cannot write much of what the transcripts hold.
+
+    It would learn silence for the rest, and the guard, which asks it, would silence the decoder as well.
+    """
+    letters = Counter(c for text in texts for c in plain_text(text) if c.isalpha())
+    unknown = {letter: count for letter, count in letters.items() if letter not in vocabulary}
+    share = sum(unknown.values()) / max(1, letters.total())
+    if share <= UNKNOWN_LETTERS_ALLOWED:
+        return
+    alphabet = "".join(sorted(set(vocabulary) | set(unknown)))
+    advice = (
+        f'set ctc.vocabulary="{alphabet}"'
+        if len(alphabet) <= LARGEST_ALPHABET
+        else "set ctc.weight=0 (no head)"
+    )
+    some = "".join(sorted(unknown, key=lambda letter: -unknown[letter])[:10])
+    raise UserError(
+        f"data.train: {100 * share:.0f}% of the letters are not in ctc.vocabulary, such as {some}: {advice}"
+    )
+
+
 def build_data(config: DictConfig, sources: Sequence[Source], processor: TinyAudioProcessor) -> TrainData:
     """The batches that a config describes. Raises UserError where too little of the sources can be used."""
+    if config.ctc.weight > 0:
+        rows = [row for source in sources for row in itertools.islice(source.utterances(), TEXTS_LOOKED_AT)]
+        check_alphabet(config.ctc.vocabulary, [row.text for row in rows])
     return TrainData(
         sources,
         processor,
