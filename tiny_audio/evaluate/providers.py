@@ -75,7 +75,7 @@ class TinyAudioProvider:
 
     @property
     def max_seconds(self) -> float | None:
-        return float(self.processor.max_seconds)
+        return None  # long clips are cut into windows
 
     def transcribe(self, waveforms: list[Waveform]) -> list[str]:
         from tiny_audio.hub.asr_longform import transcribe_waveforms
