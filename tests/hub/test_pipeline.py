@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -271,7 +272,7 @@ def through_ffmpeg(suffix: str) -> bytes:
     codec, container = FFMPEG_FORMATS[suffix]
     assert FFMPEG is not None
     command = [FFMPEG, "-v", "error", "-f", "wav", "-i", "pipe:0", "-c:a", codec, "-f", container]
-    target = Path(os.environ.get("TMPDIR", "/tmp")) / f"tiny-audio-test-{os.getpid()}.{suffix}"
+    target = Path(tempfile.gettempdir()) / f"tiny-audio-test-{os.getpid()}.{suffix}"
     try:
         done = subprocess.run([*command, "-y", str(target)], input=encoded(), capture_output=True, timeout=60)
         if done.returncode:
