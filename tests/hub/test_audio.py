@@ -219,3 +219,10 @@ def test_a_missing_end_leaves_the_beginning_and_a_warning(
     assert abs(loudest_hertz(waveform) - 440) < 2
     if suffix in ("flac", "mp3"):  # the headers of the others have no say in how long they are
         assert "cut." in caplog.text and "after" in caplog.text
+
+
+def test_an_empty_file_is_named_once(tmp_path: Path) -> None:
+    (tmp_path / "empty.wav").touch()
+    with pytest.raises(AudioError) as caught:
+        load_audio(tmp_path / "empty.wav")
+    assert str(caught.value) == f"{tmp_path / 'empty.wav'}: is empty (0 bytes)"

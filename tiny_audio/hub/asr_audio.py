@@ -238,12 +238,13 @@ def _open(source: AudioSource, name: str) -> soundfile.SoundFile:
         if path.is_dir():
             raise AudioError(f"{name}: is a folder, not an audio file")
         try:
-            if path.stat().st_size == 0:
-                raise AudioError(f"{name}: is empty (0 bytes)")
+            num_bytes = path.stat().st_size
         except FileNotFoundError:
             raise AudioError(f"{name}: no such file") from None
         except (OSError, ValueError) as error:  # ValueError: a path with a null byte
             raise AudioError(f"{name}: cannot be read ({_reason(error)})") from error
+        if num_bytes == 0:
+            raise AudioError(f"{name}: is empty (0 bytes)")
         opened = str(path)
     elif isinstance(source, (bytes, bytearray, memoryview)):
         opened = io.BytesIO(source)
