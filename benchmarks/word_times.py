@@ -17,6 +17,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from tiny_audio.evaluate.runner import sample_indices
 from tiny_audio.evaluate.wer import DELETION, HIT, INSERTION, align_many
 from tiny_audio.hub.asr_alignment import TimedWord, align_words
 from tiny_audio.hub.asr_checkpoint import load_model
+from tiny_audio.hub.asr_generation import word_scores
 
 LIMIT_FRAMES = 1.5
 QUICK_CLIPS = 64
@@ -55,24 +57,11 @@ class Measured:
         self.ends.setdefault((text, edges), []).append(found.end - true.end)
 
 
-def written_word_scores(
-    processor: Any, ids: Sequence[int], log_probabilities: Sequence[float]
-) -> list[float]:
-    """The decoder's log-probability of each word of a transcript: the sum over the tokens that write it."""
-    scores: list[float] = []
-    for place, (token, score) in enumerate(zip(ids, log_probabilities, strict=True)):
-        if token in (processor.end_token_id, processor.pad_token_id):
-            break
-        word = max(len(processor.batch_decode([ids[: place + 1]])[0].split()) - 1, 0)
-        scores += [0.0] * (word + 1 - len(scores))
-        scores[word] += score
-    return scores
-
-
 @torch.inference_mode()
 def measure(model: Any, processor: Any, source: Any, utterances: list[Utterance]) -> Measured:
     """Transcribes and aligns a set."""
     config, measured = model.config, Measured()
+    ends = (processor.end_token_id, processor.pad_token_id)
     for offset in range(0, len(utterances), BATCH_CLIPS):
         clips = utterances[offset : offset + BATCH_CLIPS]
         waveforms = [source.read(clip) for clip in clips]
@@ -89,7 +78,8 @@ def measure(model: Any, processor: Any, source: Any, utterances: list[Utterance]
         scores = []
         for text, row, row_scores in zip(hypotheses, ids.tolist(), token_scores.tolist(), strict=True):
             num_words = len(text.split())
-            found = written_word_scores(processor, row, row_scores)
+            kept = list(takewhile(lambda token: token not in ends, row))
+            found = word_scores(processor.tokenizer, kept, row_scores[: len(kept)])
             scores.append([*found, *[0.0] * num_words][:num_words])
 
         lengths, common = audio.frame_lengths, (config.ctc_vocabulary, config.frame_seconds)

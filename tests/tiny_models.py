@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +13,7 @@ import torch
 from omegaconf import DictConfig
 from transformers import CONFIG_MAPPING
 
+from tiny_audio.hub.asr_losses import LossWeights
 from tiny_audio.train.build import build_model
 from tiny_audio.train.config import compose_config
 
@@ -93,3 +98,38 @@ def randomize(model: torch.nn.Module, mark: str) -> None:
         for name, parameter in model.named_parameters():
             if mark in name:
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def overfit(model: Any, batch: Any) -> float:
+    """Trains on one batch until the model knows it; the last loss."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(200):
+        loss = model(**batch, loss_weights=LossWeights(ctc=0.3)).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if loss.item() < 0.02:
+            break
+    return loss.item()
+
+
+def run_outside(script: str, *arguments: str, folder: Path, **environment: str) -> str:
+    """What `script` prints in a process of its own, in `folder`, without our package on its path or our cache."""
+    variables = {
+        **os.environ,
+        "HF_MODULES_CACHE": str(folder / "modules"),
+        "HF_HUB_OFFLINE": "1",
+        **environment,
+    }
+    variables.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=variables,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout

@@ -11,12 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
-from tests.tiny_models import CLIPS, SAMPLING_RATE, examples, noise, tiny_model
+from tests.tiny_models import CLIPS, SAMPLING_RATE, examples, noise, overfit, tiny_model
 from tiny_audio.hub.asr_alignment import TimedWord
 from tiny_audio.hub.asr_longform import Recogniser, _Piece
-from tiny_audio.hub.asr_losses import LossWeights
 from tiny_audio.hub.asr_windows import Window
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -29,15 +27,7 @@ def trained_model() -> tuple[Any, Any]:
     """A model with an alignment head that writes the four `CLIPS` when it hears their noises, and its processor."""
     model, processor = tiny_model()
     batch = processor.collate(examples(processor))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(200):
-        loss = model(**batch, loss_weights=LossWeights(ctc=0.3)).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        if loss.item() < 0.02:
-            break
+    overfit(model, batch)
     return model.eval().requires_grad_(False), processor
 
 

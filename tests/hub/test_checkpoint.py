@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from tests.tiny_models import (
     examples,
     noise,
     randomize,
+    run_outside,
     tiny_config,
     tiny_model,
 )
@@ -233,15 +232,5 @@ def test_checkpoint_works_where_the_package_is_not_installed(
     folder = save(model, processor, tmp_path / "m")
     np.save(folder / "clip.npy", noise(1.0))
     expected = transcribe_waveforms(model, processor, [noise(1.0)], max_new_tokens=8)[0]
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    environment.pop("PYTHONPATH", None)
-    done = subprocess.run(
-        [sys.executable, "-c", ISLAND, str(folder)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=environment,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert f"RESULT {[expected, expected]}" in done.stdout
+    output = run_outside(ISLAND, str(folder), folder=tmp_path)
+    assert f"RESULT {[expected, expected]}" in output

@@ -6,9 +6,6 @@ import base64
 import io
 import json
 import logging
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,7 @@ import pytest
 import soundfile
 import torch
 
-from tests.tiny_models import SAMPLING_RATE, noise, tiny_model
+from tests.tiny_models import SAMPLING_RATE, noise, run_outside, tiny_model
 from tiny_audio.hub import asr_audio
 from tiny_audio.hub import handler as module
 from tiny_audio.hub.handler import ERROR_TYPES, EndpointHandler
@@ -443,18 +440,8 @@ def test_handler_of_a_checkpoint_loaded_as_the_toolkit_does(checkpoint: Path, tm
     (folder / "clip.wav").write_bytes(encoded())
     secret = tmp_path / "wave"
     secret.write_bytes(encoded())
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    environment.pop("PYTHONPATH", None)
-    done = subprocess.run(
-        [sys.executable, "-c", ENDPOINT, str(folder), str(secret)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=environment,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    output = run_outside(ENDPOINT, str(folder), str(secret), folder=tmp_path)
+    (line,) = [line for line in output.splitlines() if line.startswith("RESULT ")]
     answers, refused, touched = json.loads(line.removeprefix("RESULT "))
     expected = EndpointHandler(str(folder), device="cpu")({"inputs": encoded(), "parameters": FEW})
     assert answers == [expected] * 3

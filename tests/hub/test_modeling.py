@@ -9,7 +9,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.tiny_models import CLIPS, LLAMA, architecture, examples, noise, randomize, tiny_config, tiny_model
+from tests.tiny_models import (
+    CLIPS,
+    LLAMA,
+    architecture,
+    examples,
+    noise,
+    overfit,
+    randomize,
+    tiny_config,
+    tiny_model,
+)
 from tiny_audio.hub.asr_checkpoint import merge
 from tiny_audio.hub.asr_longform import transcribe_waveforms
 from tiny_audio.hub.asr_losses import LossWeights
@@ -74,16 +84,7 @@ ALL_LOSSES_WITHOUT_EMBEDDING = LossWeights(ctc=1.0)
 def test_overfits_one_batch_and_writes_it() -> None:
     model, processor = tiny_model()
     batch = processor.collate(examples(processor))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(200):
-        loss = model(**batch, loss_weights=LossWeights(ctc=0.3)).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        if loss.item() < 0.02:
-            break
-    assert loss.item() < 0.05
+    assert overfit(model, batch) < 0.05
     waveforms = [noise(seconds, seed) for seed, (seconds, _) in enumerate(CLIPS)]
     expected = [text for _, text in CLIPS]
     assert transcribe_waveforms(model, processor, waveforms) == expected

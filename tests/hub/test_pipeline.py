@@ -8,7 +8,6 @@ import io
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch.utils.data import Dataset
 from transformers import GenerationConfig
 
 from tests.hub.recordings import known_clips, trained_model
-from tests.tiny_models import SAMPLING_RATE, noise, randomize, tiny_model
+from tests.tiny_models import SAMPLING_RATE, noise, randomize, run_outside, tiny_model
 from tiny_audio.hub.asr_audio import AudioError, audio_seconds, load_audio
 from tiny_audio.hub.asr_ffmpeg import demuxer_for
 from tiny_audio.hub.asr_pipeline import TinyAudioPipeline, audio_blocks
@@ -542,16 +541,5 @@ def test_the_seeds_experiments_run_without_our_package_and_without_ffmpeg(tmp_pa
     folder = tmp_path / "model"
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    environment["PATH"] = str(tmp_path)
-    environment.pop("PYTHONPATH", None)
-    done = subprocess.run(
-        [sys.executable, "-c", EXPERIMENTS, str(folder), str(path)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=environment,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert f"RESULT {text} | {text} | {text}" in done.stdout
+    output = run_outside(EXPERIMENTS, str(folder), str(path), folder=tmp_path, PATH=str(tmp_path))
+    assert f"RESULT {text} | {text} | {text}" in output

@@ -437,11 +437,9 @@ def _border(first: _Piece, second: _Piece) -> float:
 
 def _cut(piece: _Piece, after: float | None, before: float | None) -> _Piece:
     """The piece with the words alone whose middle lies at `after` or later, and before `before`."""
-    if piece.words is None:
-        return piece
     kept = [
         word
-        for word in piece.words
+        for word in piece.words or []
         if (after is None or (word.start + word.end) / 2 >= after)
         and (before is None or (word.start + word.end) / 2 < before)
     ]
