@@ -22,7 +22,7 @@ from common import print_table, write_result
 from tiny_audio.data.folder import AUDIO_SUFFIXES
 from tiny_audio.data.sources import open_source
 from tiny_audio.evaluate.normalize import default_normalizer
-from tiny_audio.evaluate.runner import score_texts, summarize
+from tiny_audio.evaluate.scoring import score_texts, summarize
 from tiny_audio.hub.asr_audio import load_audio
 from tiny_audio.hub.asr_checkpoint import load_model
 from tiny_audio.hub.asr_longform import transcribe_waveforms

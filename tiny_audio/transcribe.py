@@ -304,7 +304,7 @@ def print_transcript(
     transcript: Transcript, format: Format, output: TextIO, *, several: bool, target: Path | None = None
 ) -> None:
     """Write one result to `target`, or to `output`; its error and its gaps (if any) to standard error."""
-    from tiny_audio.evaluate.report import write_files
+    from tiny_audio.files import write_files
 
     name = transcript.audio
     if transcript.error is not None:

@@ -1,21 +1,24 @@
 import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.evaluate.listener import Listener, write_manifest
 from tiny_audio.data.sources import open_source
+from tiny_audio.errors import UserError
 from tiny_audio.evaluate import report
 from tiny_audio.evaluate.report import (
     aligned_lines,
     format_samples,
-    write_files,
     write_results,
     write_samples,
 )
-from tiny_audio.evaluate.runner import EvalResult, evaluate
+from tiny_audio.evaluate.results import EvalResult, read_evaluation
+from tiny_audio.evaluate.runner import evaluate
 from tiny_audio.evaluate.wer import align
+from tiny_audio.files import write_files
 
 ROWS = [
     ("good", 4000, "Good morning."),
@@ -153,3 +156,21 @@ def test_samples_file_of_a_run(tmp_path: Path) -> None:
         text == "step 10: WER 0.50\n\n"
         "  REF: one two\n  HYP: one too\n           S\n\n  REF: *\n  HYP: x\n       I\n"
     )
+
+
+def test_an_evaluation_is_read_back_as_it_was(result: EvalResult, tmp_path: Path) -> None:
+    result = replace(result, details={"hardware": "a machine", "batch_size": 4})
+    write_results(result, tmp_path / "results")
+    assert read_evaluation(tmp_path / "results") == result
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "results.jsonl"])
+@pytest.mark.parametrize("content", [None, "", "{}", "[1", '{"id": 3}\n'])
+def test_files_that_are_no_evaluation_are_one_clear_line(
+    result: EvalResult, tmp_path: Path, name: str, content: str | None
+) -> None:
+    write_results(result, tmp_path / "results")
+    path = tmp_path / "results" / name
+    path.unlink() if content is None else path.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match="results"):
+        read_evaluation(tmp_path / "results")

@@ -6,14 +6,9 @@ from tests.evaluate.listener import Listener, write_manifest
 from tiny_audio.data.sources import open_source
 from tiny_audio.errors import UserError
 from tiny_audio.evaluate import runner
-from tiny_audio.evaluate.runner import (
-    EvalResult,
-    evaluate,
-    evaluate_batches,
-    sample_indices,
-    score_texts,
-    summarize,
-)
+from tiny_audio.evaluate.results import EvalResult
+from tiny_audio.evaluate.runner import evaluate, sample_indices
+from tiny_audio.evaluate.scoring import evaluate_batches, score_texts, summarize
 
 ROWS = [
     ("a1", 4000, "the cat sat on the mat"),

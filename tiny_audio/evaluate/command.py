@@ -80,7 +80,8 @@ def evaluate_command(
     """
     from tiny_audio.data.sources import open_source
     from tiny_audio.evaluate.normalize import get_normalizer
-    from tiny_audio.evaluate.report import RESULTS_TEXT_FILE, format_samples, format_summary, write_results
+    from tiny_audio.evaluate.report import format_samples, format_summary, write_results
+    from tiny_audio.evaluate.results import RESULTS_TEXT_FILE
     from tiny_audio.evaluate.runner import evaluate
 
     # What can be wrong with the request is found before minutes are spent on it, the cheapest first.
@@ -203,7 +204,7 @@ def check_output_dir(folder: Path) -> None:
 
 def previous_evaluation(folder: Path) -> tuple[str, str] | None:
     """Model and data of the evaluation whose results lie in a folder, None where there are none."""
-    from tiny_audio.evaluate.report import METRICS_FILE
+    from tiny_audio.evaluate.results import METRICS_FILE
 
     try:
         metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))

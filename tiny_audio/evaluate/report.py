@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.cells import cell_len
 
 from tiny_audio.evaluate.providers import printable
-from tiny_audio.evaluate.runner import EvalResult, UtteranceResult, score_texts
+from tiny_audio.evaluate.results import (
+    METRICS_FILE,
+    RESULTS_LINES_FILE,
+    RESULTS_TEXT_FILE,
+    EvalResult,
+    UtteranceResult,
+    metrics_record,
+    utterance_record,
+)
+from tiny_audio.evaluate.scoring import score_texts
 from tiny_audio.evaluate.wer import DELETION, HIT, INSERTION, Alignment
+from tiny_audio.files import write_files
 
-METRICS_FILE, RESULTS_TEXT_FILE, RESULTS_LINES_FILE = "metrics.json", "results.txt", "results.jsonl"
 RULE = "-" * 78
 
 
@@ -53,42 +60,6 @@ def write_samples(path: Path, pairs: Sequence[tuple[str, str]], normalizer: str,
         for score in scores
     ]
     write_files({path: "\n\n".join([heading, *blocks] if heading else blocks) + "\n"})
-
-
-def metrics_record(result: EvalResult) -> dict[str, Any]:
-    """The content of metrics.json."""
-    return {
-        **result.metrics.as_dict(),
-        "normalizer": result.normalizer,
-        "model": result.model,
-        "data": result.data,
-        "failed": len(result.failed),
-    }
-
-
-def utterance_record(utterance: UtteranceResult) -> dict[str, Any]:
-    """A line of results.jsonl.
-
-    `error` is there for utterances that could not be transcribed, `speaker` where it is known.
-    """
-    counts = utterance.score.alignment.counts
-    record: dict[str, Any] = {
-        "id": utterance.id,
-        "audio": utterance.audio,
-        "seconds": utterance.seconds,
-        "reference": utterance.reference,
-        "hypothesis": utterance.hypothesis,
-        "reference_normalized": utterance.score.reference_normalized,
-        "hypothesis_normalized": utterance.score.hypothesis_normalized,
-        "substitutions": counts.substitutions,
-        "deletions": counts.deletions,
-        "insertions": counts.insertions,
-    }
-    if utterance.speaker is not None:
-        record["speaker"] = utterance.speaker
-    if utterance.error is not None:
-        record["error"] = utterance.error
-    return record
 
 
 def format_summary(result: EvalResult) -> str:
@@ -175,23 +146,6 @@ def aligned_lines(
         if "".join(marks).strip():
             lines.append(("       " + " ".join(marks)).rstrip())
     return lines
-
-
-def write_files(contents: dict[Path, str]) -> None:
-    """Write several text files so that none is ever half there: under temporary names, then renamed in order.
-
-    Raises OSError (no space, no permission) with every temporary file removed.
-    """
-    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in contents}
-    try:
-        for path, text in contents.items():
-            # A lone surrogate (a file name that is not UTF-8) must not cost the whole report.
-            temporary[path].write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
-        for path in contents:
-            os.replace(temporary[path], path)
-    finally:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
 
 
 def _errors(utterance: UtteranceResult) -> int:

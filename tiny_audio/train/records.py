@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from tiny_audio.errors import UserError
-from tiny_audio.evaluate.report import write_files
+from tiny_audio.files import write_files
 
 
 def prepare_folder(folder: Path, resuming: bool) -> Path | None:

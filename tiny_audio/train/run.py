@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import platform
-import re
 import shutil
-import subprocess
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 from transformers.utils.logging import disable_progress_bar
 
@@ -22,8 +19,12 @@ from tiny_audio.data.sources import open_source, open_sources
 from tiny_audio.errors import UserError
 from tiny_audio.evaluate.normalize import default_normalizer
 from tiny_audio.evaluate.providers import TinyAudioProvider
-from tiny_audio.evaluate.report import metrics_record, write_files, write_results, write_samples
-from tiny_audio.evaluate.runner import EvalResult, evaluate, evaluate_batches, sample_indices
+from tiny_audio.evaluate.report import write_results, write_samples
+from tiny_audio.evaluate.results import EvalResult, metrics_record
+from tiny_audio.evaluate.runner import evaluate, sample_indices
+from tiny_audio.evaluate.scoring import evaluate_batches
+from tiny_audio.files import write_files
+from tiny_audio.provenance import git_hash, hardware
 from tiny_audio.train.build import build_data, build_model
 from tiny_audio.train.checkpoints import find_checkpoint, load_checkpoint
 from tiny_audio.train.config import config_to_yaml
@@ -201,35 +202,3 @@ def provenance(model: Any, sources: list[Source]) -> dict[str, Any]:
         "packages": {name: version(name) for name in packages},
         "hardware": hardware(),
     }
-
-
-def git_hash() -> str | None:
-    """The commit of the code, with `-dirty` behind it when files differ from it; None outside a repository."""
-    command = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=12",
-        "--exclude=*",
-    ]
-    try:
-        return (
-            subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-            or None
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def hardware() -> str:
-    """The device in words."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    processors = Path("/proc/cpuinfo")
-    text = processors.read_text(encoding="utf-8") if processors.exists() else ""
-    names = re.findall(r"model name\s*: (.+)", text)
-    name = names[0] if names else platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads"

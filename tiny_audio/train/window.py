@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tiny_audio.evaluate.runner import score_texts, summarize
+from tiny_audio.evaluate.scoring import score_texts, summarize
 from tiny_audio.hub.asr_audio import SAMPLING_RATE
 from tiny_audio.hub.asr_longform import Recogniser
 
