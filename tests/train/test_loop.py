@@ -386,23 +386,30 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of other processes work differently there")
-def test_ctrl_c_saves_and_kill_loses_nothing(speech: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ended_by", ["Ctrl-C", "SIGTERM to the whole group"])
+def test_ctrl_c_saves_and_kill_loses_nothing(speech: Path, tmp_path: Path, ended_by: str) -> None:
     config = settings(
         speech,
         tmp_path / "run",
+        "training.num_workers=1",
         "training.max_steps=100000",
         "training.save_steps=100000",
         "training.eval_steps=100000",
     )
     (tmp_path / "config.yaml").write_text(config_to_yaml(config))
     process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, str(tmp_path / "config.yaml")], stderr=subprocess.PIPE
+        [sys.executable, "-c", INTERRUPTED, str(tmp_path / "config.yaml")],
+        stderr=subprocess.PIPE,
+        start_new_session=True,
     )
     threading.Thread(target=process.stderr.read, daemon=True).start()
     deadline = time.time() + 120
     while len(read_metrics(tmp_path / "run/metrics.jsonl")) < 3 and time.time() < deadline:
         time.sleep(0.1)
-    os.kill(process.pid, signal.SIGINT)
+    if ended_by == "Ctrl-C":
+        os.kill(process.pid, signal.SIGINT)
+    else:
+        os.killpg(process.pid, signal.SIGTERM)
     assert process.wait(60) == 130
     (saved,) = list_checkpoints(tmp_path / "run/checkpoints")
     step = json.loads((saved / "state.json").read_text())["step"]

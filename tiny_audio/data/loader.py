@@ -466,9 +466,10 @@ def _unchanged(loaded: Any) -> Any:
 def _start_worker(worker: int) -> None:
     """One thread each, and signals left to the main process: Ctrl-C then prints nothing from here."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(
-        signal.SIGTERM, signal.SIG_DFL
-    )  # the trainer's own handler would keep a forked worker alive
+    # The trainer's own handler would keep a forked worker alive.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)  # `timeout` ends the whole group, but the trainer finishes its step and saves first
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)
 
