@@ -3,43 +3,58 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
+from tiny_audio.data.known_sets import expand_sets
+from tiny_audio.data.source import Source
+from tiny_audio.data.sources import open_source
 from tiny_audio.errors import UserError
+from tiny_audio.evaluate.leaderboard import format_macro_table
+from tiny_audio.evaluate.normalize import NORMALIZERS, get_normalizer
+from tiny_audio.evaluate.page import audio_reader, write_page
 from tiny_audio.evaluate.providers import (
     DEFAULT_PROVIDER,
     PROVIDERS,
+    Provider,
     check_provider,
     find_model,
+    key_variable,
     load_provider,
 )
-
-logger = logging.getLogger(__name__)
+from tiny_audio.evaluate.report import format_samples, format_summary, write_results
+from tiny_audio.evaluate.results import METRICS_FILE, PAGE_FILE, RESULTS_TEXT_FILE, EvalResult
+from tiny_audio.evaluate.runner import evaluate
+from tiny_audio.evaluate.store import TranscriptStore, cached_store
 
 CORPUS_TEST = "corpus:test"
 # Every configuration of LoquaciousSet has the same test split.
 LOQUACIOUS_TEST = "hub:speechbrain/LoquaciousSet/large:test"
 NUM_SHOWN_SAMPLES = 10
+UNFINISHED_FILE = ".transcripts.jsonl"
 
 
 def evaluate_command(
     model: Annotated[
         str | None,
-        typer.Argument(help="Folder or hub id of the model, such as outputs/nano/model.", show_default=False),
+        typer.Argument(
+            help="Folder or hub id of the model, such as outputs/nano/model; for a service, what it calls the model.",
+            show_default=False,
+        ),
     ] = None,
     data: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="What to test on: corpus:SPLIT, a folder, a manifest.jsonl, a .parquet file, or"
-            " hub:NAME[/CONFIG]:SPLIT. Left out: corpus:test for a model trained on the embedded corpus, else"
-            " the test split of LoquaciousSet.",
+            help="What to test on: corpus:SPLIT, a folder, a manifest.jsonl, a .parquet file, hub:NAME[/CONFIG]:SPLIT,"
+            " or a known set such as librispeech-clean or open-asr (all of the Open ASR Leaderboard). May be given"
+            " several times. Left out: corpus:test for a model trained on the embedded corpus, else the test"
+            " split of LoquaciousSet.",
             show_default=False,
         ),
     ] = None,
@@ -53,8 +68,8 @@ def evaluate_command(
     normalizer: Annotated[
         str | None,
         typer.Option(
-            help="none, basic (lower case, no punctuation) or english (Whisper's). Left out: basic for"
-            " digits, else english.",
+            help=f"{', '.join(NORMALIZERS)}. Left out: basic (lower case, no punctuation) for digits, else"
+            " english (Whisper's).",
             show_default=False,
         ),
     ] = None,
@@ -66,52 +81,113 @@ def evaluate_command(
             help="Where results are written. Left out: outputs/eval_MODEL_DATA.", show_default=False
         ),
     ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Recognise everything anew, whatever was kept of earlier runs.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let a model of another project run its own code here.")
+    ] = False,
+    api_key: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Measure the word error rate of a model.
+    """Measure the word error rate of a model, or of any other recogniser.
 
-    Writes results.txt (to read: the worst utterances first, with every error marked), results.jsonl and
-    metrics.json. WER is a fraction of all words of the set: 0.05 is one word in twenty.
+    Writes report.html (to look at and listen to), results.txt (the worst utterances first, with every error
+    marked), results.jsonl and metrics.json. WER is a fraction of all words of the set: 0.05 is one word in twenty.
+    An evaluation that was stopped goes on where it stood when the same command is given again.
 
     \b
     Examples:
       tiny-audio eval outputs/nano/model
       tiny-audio eval outputs/nano/model --data recordings/manifest.jsonl
       tiny-audio eval mazesmazes/tiny-audio --max-samples 100
+      tiny-audio eval openai/whisper-base --provider transformers --data librispeech-clean
+      tiny-audio eval --provider "cmd: my-recogniser {file}" --data recordings
     """
-    from tiny_audio.data.sources import open_source
-    from tiny_audio.evaluate.normalize import get_normalizer
-    from tiny_audio.evaluate.report import format_samples, format_summary, write_results
-    from tiny_audio.evaluate.results import RESULTS_TEXT_FILE
-    from tiny_audio.evaluate.runner import evaluate
-
     # What can be wrong with the request is found before minutes are spent on it, the cheapest first.
+    if api_key is not None:
+        refuse_key(provider)
     check_provider(provider, model)
     if normalizer is not None:
         get_normalizer(normalizer)
-    if data is None:
-        data, reason = default_data(model)
-        typer.echo(f"Testing on {data}: {reason}.", err=True)
-    folder = output_dir or Path("outputs") / default_folder_name(model or provider, data)
-    check_output_dir(folder)
-    source = open_source(data)
-    result = evaluate(
-        load_provider(provider, model, device),
-        source,
-        model_name=model or provider,
-        normalizer=normalizer,
-        batch_size=batch_size,
-        max_samples=max_samples,
-        show_progress=True,
-    )
-    replaced = previous_evaluation(folder)
-    write_results(result, folder)
+    if not data:
+        default, reason = default_data(model if provider == DEFAULT_PROVIDER else None)
+        typer.echo(f"Testing on {default}: {reason}.", err=True)
+        data = [default]
+    sets = [name for item in data for name in expand_sets(item)]
+    folders = output_folders(sets, model or provider, output_dir)
+    for folder in folders:
+        check_output_dir(folder)
+    sources = [open_source(name) for name in sets]
+    recogniser = load_provider(provider, model, device, trust_remote_code=trust_remote_code)
+    results = []
+    for source, folder in zip(sources, folders, strict=True):
+        result = evaluate_into(
+            folder,
+            recogniser,
+            source,
+            model_name=model or provider,
+            normalizer=normalizer,
+            batch_size=batch_size,
+            max_samples=max_samples,
+            fresh=fresh,
+        )
+        results.append(result)
+        width = max(40, shutil.get_terminal_size((100, 24)).columns)
+        typer.echo(format_summary(result))
+        typer.echo(f"\n{format_samples(result, NUM_SHOWN_SAMPLES, width)}\n")
+        typer.echo(f"To look at and listen to: {folder / PAGE_FILE}   as text: {folder / RESULTS_TEXT_FILE}\n")
+    if len(results) > 1:
+        typer.echo(format_macro_table(results))
 
-    width = max(40, shutil.get_terminal_size((100, 24)).columns)
-    typer.echo(format_summary(result))
-    typer.echo(f"\n{format_samples(result, NUM_SHOWN_SAMPLES, width)}\n")
+
+def evaluate_into(
+    folder: Path, recogniser: Provider, source: Source, *, fresh: bool, **options: Any
+) -> EvalResult:
+    """Evaluate one source and write its files, going on from what an earlier, stopped evaluation kept.
+
+    Transcripts of services that want money are kept for good, in the user's cache folder; those of models that
+    run here only until the results are written.
+    """
+    if recogniser.costs_money:
+        store = cached_store(recogniser.identity)
+    else:
+        store = TranscriptStore(folder / UNFINISHED_FILE, recogniser.identity)
+    if fresh:
+        store.remove()
+    elif len(store) and not recogniser.costs_money:
+        typer.echo(f"Going on where it was stopped: {len(store):,} transcripts are in {store.path}.", err=True)
+    replaced = previous_evaluation(folder)
+    try:
+        result = evaluate(recogniser, source, store=store, show_progress=True, **options)
+    except KeyboardInterrupt:
+        typer.echo(
+            f"\nstopped; {len(store):,} transcripts are kept in {store.path}: the same command goes on from there",
+            err=True,
+        )
+        raise
+    write_results(result, folder)
+    write_page([result], folder / PAGE_FILE, audio_reader(result))
+    if not recogniser.costs_money:
+        store.remove()
     if replaced is not None and replaced != (result.model, result.data):
-        typer.echo(f"(replaces the results of {replaced[0]} on {replaced[1]})")
-    typer.echo(f"All utterances, the worst first: {folder / RESULTS_TEXT_FILE}")
+        typer.echo(f"(replaces the results of {replaced[0]} on {replaced[1]})", err=True)
+    return result
+
+
+def output_folders(sets: Sequence[str], model: str, output_dir: Path | None) -> list[Path]:
+    """Where the results of each set go: a folder of the user's choice has one inside for each of several sets."""
+    if output_dir is None:
+        return [Path("outputs") / default_folder_name(model, name) for name in sets]
+    if len(sets) == 1:
+        return [output_dir]
+    return [output_dir / _safe(_data_name(name)) for name in sets]
+
+
+def refuse_key(provider: str) -> NoReturn:
+    """Keys on a command line end up in the shell's history and in every list of processes."""
+    variable = key_variable(provider)
+    advice = f"set {variable} instead" if variable else f"the provider {provider} needs none"
+    raise UserError(f"Keys are not taken from the command line, where others can read them: {advice}.")
 
 
 def default_data(model: str | None) -> tuple[str, str]:
@@ -204,8 +280,6 @@ def check_output_dir(folder: Path) -> None:
 
 def previous_evaluation(folder: Path) -> tuple[str, str] | None:
     """Model and data of the evaluation whose results lie in a folder, None where there are none."""
-    from tiny_audio.evaluate.results import METRICS_FILE
-
     try:
         metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
         return str(metrics["model"]), str(metrics["data"])

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from tiny_audio.evaluate.normalize import default_normalizer, get_normalizer
 from tiny_audio.evaluate.providers import Provider, Waveform, describe_failure
 from tiny_audio.evaluate.results import EvalResult, UtteranceResult
 from tiny_audio.evaluate.scoring import score_texts, summarize
+from tiny_audio.evaluate.store import StoredTranscript, TranscriptStore
+from tiny_audio.provenance import git_hash, hardware
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +45,7 @@ def evaluate(
     normalizer: str | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
     max_samples: int | None = None,
+    store: TranscriptStore | None = None,
     show_progress: bool = False,
 ) -> EvalResult:
     """Transcribe a source and score it.
@@ -54,12 +58,14 @@ def evaluate(
         batch_size: clips in one call. A call that fails is repeated clip by clip, so that one clip cannot
             spoil the others.
         max_samples: score a sample of this many utterances, the same ones every time; None scores all.
+        store: where transcripts are kept as they come in, and taken from where they are known already.
         show_progress: a progress bar on standard error.
 
     Raises:
         UserError: an unknown normaliser, a source with too many unusable rows, or a recogniser that fails
             on everything.
     """
+    started = datetime.now(UTC).isoformat(timespec="seconds")
     rows = source.utterances()
     num_rows = len(rows) + len(source.problems)
     if len(source.problems) > allowed_problems(num_rows, MAX_LEFT_OUT_FRACTION):
@@ -72,13 +78,13 @@ def evaluate(
     get_normalizer(normalizer)  # an unknown one must fail now, not after an hour
     utterances = [rows[index] for index in sample_indices(len(rows), max_samples)]
 
-    run = _Run(provider, batch_size)
+    run = _Run(provider, batch_size, store)
     with _progress_bar(len(utterances), show_progress) as advance:
         for window in _windows(utterances):
             clips = []
             for index in window:
                 waveform = run.read(source, index, utterances[index])
-                if waveform is not None:
+                if waveform is not None and not run.recall(index, waveform):
                     clips.append((index, waveform))
             advance(len(window) - len(clips), run)
             clips.sort(key=lambda clip: len(clip[1]), reverse=True)
@@ -113,6 +119,18 @@ def evaluate(
         model=model_name,
         data=source.name,
         left_out=list(source.problems),
+        details={
+            "date": started,
+            "hardware": hardware(),
+            "git_hash": git_hash(),
+            "data_revision": source.revision,
+            "num_rows": len(rows),
+            "max_samples": max_samples,
+            "batch_size": batch_size,
+            "audio_seconds": round(run.audio_seconds, 2),
+            "wall_seconds": round(run.wall_seconds, 2),
+            "cost_usd": run.cost_usd,
+        },
     )
 
 
@@ -127,9 +145,10 @@ def sample_indices(num_rows: int, max_samples: int | None) -> list[int]:
 class _Run:
     """What has been transcribed so far: results by index of the utterance, and the time it took."""
 
-    def __init__(self, provider: Provider, batch_size: int) -> None:
+    def __init__(self, provider: Provider, batch_size: int, store: TranscriptStore | None) -> None:
         self.provider = provider
         self.batch_size = batch_size
+        self.store = store
         self.hypotheses: dict[int, str] = {}
         self.errors: dict[int, str] = {}
         self.seconds: dict[int, float] = {}
@@ -150,10 +169,26 @@ class _Run:
         self.seconds[index] = len(waveform) / SAMPLING_RATE
         return waveform
 
+    @property
+    def cost_usd(self) -> float | None:
+        """What the audio recognised so far costs by the list price, None where nobody is paid."""
+        price = self.provider.price_usd_per_hour
+        return None if price is None else round(price * self.audio_seconds / 3600, 4)
+
+    def recall(self, index: int, waveform: Waveform) -> bool:
+        """Take the transcript from the store, with the time that it took then. False when it is not there."""
+        known = None if self.store is None else self.store.get(self.store.key(waveform))
+        if known is None:
+            return False
+        self.hypotheses[index] = known.text
+        self.audio_seconds += known.audio_seconds
+        self.wall_seconds += known.wall_seconds
+        return True
+
     def transcribe(self, clips: list[tuple[int, Waveform]]) -> None:
         """One batch; if it fails, each of its clips alone."""
         waveforms = [waveform for _, waveform in clips]
-        if not self.is_warm:
+        if not self.is_warm and not self.provider.costs_money:
             # The first call pays for compilation and memory that no later call needs: it is not timed.
             self._attempt([min(waveforms, key=len)])
             self.is_warm = True
@@ -170,13 +205,23 @@ class _Run:
                 for clip in clips:
                     self.transcribe([clip])
                 return
-            self._note_failure(clips[0][0], outcome)
-            return
-        self.wall_seconds += elapsed
-        self.audio_seconds += sum(len(waveform) for waveform in waveforms) / SAMPLING_RATE
-        self.hypotheses.update((index, text) for (index, _), text in zip(clips, outcome, strict=True))
+            outcome = [outcome]
+        total = sum(map(len, waveforms))
+        kept = []
+        for (index, waveform), text in zip(clips, outcome, strict=True):
+            if isinstance(text, Exception):
+                self._note_failure(index, text)
+                continue
+            seconds, share = len(waveform) / SAMPLING_RATE, elapsed * len(waveform) / total
+            self.hypotheses[index] = text
+            self.audio_seconds += seconds
+            self.wall_seconds += share
+            if self.store is not None:
+                kept.append((self.store.key(waveform), StoredTranscript(text, seconds, share)))
+        if self.store is not None and kept:
+            self.store.add(kept)
 
-    def _attempt(self, waveforms: list[Waveform]) -> list[str] | Exception:
+    def _attempt(self, waveforms: list[Waveform]) -> Sequence[str | Exception] | Exception:
         try:
             texts = self.provider.transcribe(waveforms)
         except UserError:
@@ -240,6 +285,7 @@ def _progress_bar(num_utterances: int, visible: bool) -> Iterator[Callable[[int,
 
         def advance(done: int, run: _Run) -> None:
             speed = f"{run.audio_seconds / run.wall_seconds:.1f} s of audio/s" if run.wall_seconds else ""
-            progress.update(task, advance=done, speed=speed)
+            cost = "" if run.cost_usd is None else f"  ${run.cost_usd:.2f}"
+            progress.update(task, advance=done, speed=speed + cost)
 
         yield advance
