@@ -31,7 +31,9 @@ def open_hub_source(
 ) -> ParquetSource:
     """Open a split of a hub data set.
 
-    `label` is what reports call it, if not `name`; columns and rules are those of `ParquetSource`. A copy under the folder that ``TINY_AUDIO_MODELS`` names (``$TINY_AUDIO_MODELS/ORGANISATION/NAME``) is
+    `label` is what reports call it, if not `name`; columns and rules are those of `ParquetSource`.
+
+    A copy under the folder that ``TINY_AUDIO_MODELS`` names (``$TINY_AUDIO_MODELS/ORGANISATION/NAME``) is
     used instead of the hub. Shards on the hub are read where they lie, a row group at a time.
 
     Raises:

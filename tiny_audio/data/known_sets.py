@@ -1,4 +1,4 @@
-"""Public sets of speech by name: where they lie, what their columns are called, which of their rows hold no speech to score.
+"""Public sets of speech by name: where they lie, their columns, and which rows hold no speech to score.
 
 The table is known_sets.yaml, with the source of every fact.
 """

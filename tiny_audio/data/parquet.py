@@ -75,7 +75,7 @@ class ParquetSource(Source):
         self.name = name
         self.revision = revision
         self.problems = []
-        self.excluded = []
+        self.excluded: list[Problem] = []
         self._text_rules = text_rules
         self._files = list(files)
         self._open_files: dict[int, pyarrow.parquet.ParquetFile] = {}
