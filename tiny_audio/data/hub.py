@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
+from tiny_audio.data.known_sets import TextRules
 from tiny_audio.data.parquet import ParquetSource
 from tiny_audio.errors import UserError, nearest
 
@@ -21,8 +23,15 @@ def parse_hub_name(name: str) -> tuple[str, str | None, str]:
     return "/".join(parts[:2]), parts[2] if len(parts) == 3 else None, split
 
 
-def open_hub_source(name: str) -> ParquetSource:
+def open_hub_source(
+    name: str,
+    label: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    text_rules: TextRules | None = None,
+) -> ParquetSource:
     """Open a split of a hub data set.
+
+    `label` is what reports call it, if not `name`; columns and rules are those of `ParquetSource`.
 
     A copy under the folder that ``TINY_AUDIO_MODELS`` names (``$TINY_AUDIO_MODELS/ORGANISATION/NAME``) is
     used instead of the hub. Shards on the hub are read where they lie, a row group at a time.
@@ -40,7 +49,7 @@ def open_hub_source(name: str) -> ParquetSource:
             f"{name}: the data set is not stored as parquet (found {Path(files[0]).name}); convert it first"
         )
     revision = re.search(r"@([0-9a-f]{40})/", files[0])
-    return ParquetSource(files, name, revision[1] if revision else None)
+    return ParquetSource(files, label or name, revision[1] if revision else None, columns, text_rules)
 
 
 def _resolve_files(place: str, config: str | None, split: str, name: str) -> list[str]:

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 
+from tiny_audio.data.known_sets import TextRules
 from tiny_audio.data.source import LazySequence, Source, show_progress
 from tiny_audio.data.utterance import AudioRef, Problem, Utterance
 from tiny_audio.errors import UserError
@@ -57,12 +58,25 @@ class ParquetSource(Source):
     In memory stay 20 bytes a row: seconds and place. Text and audio are read a row group at a time into a
     small cache. Without a column of durations, lengths come from the header of each row's audio, once: they
     are then kept in the user's cache folder.
+
+    Args:
+        columns: role (audio, text, seconds, id, speaker) -> column, where the names are known beforehand.
+        text_rules: which transcripts say that their row is not to be scored, and what to replace in others.
     """
 
-    def __init__(self, files: Sequence[str], name: str, revision: str | None = None) -> None:
+    def __init__(
+        self,
+        files: Sequence[str],
+        name: str,
+        revision: str | None = None,
+        columns: Mapping[str, str] | None = None,
+        text_rules: TextRules | None = None,
+    ) -> None:
         self.name = name
         self.revision = revision
         self.problems = []
+        self.excluded: list[Problem] = []
+        self._text_rules = text_rules
         self._files = list(files)
         self._open_files: dict[int, pyarrow.parquet.ParquetFile] = {}
         self._caches = {
@@ -72,7 +86,7 @@ class ParquetSource(Source):
         self._process = os.getpid()
         if not self._files:
             raise UserError(f"{name}: there are no .parquet files")
-        self._columns = self._find_columns()
+        self._columns = self._find_columns(columns or {})
         self._scan()
         self.require_rows()
 
@@ -100,21 +114,23 @@ class ParquetSource(Source):
         # Open files and cached tables stay behind when a worker is spawned.
         return {**self.__dict__, "_open_files": {}, "_process": -1}
 
-    def _find_columns(self) -> dict[str, str]:
+    def _find_columns(self, given: Mapping[str, str]) -> dict[str, str]:
         names = self._file(0).schema_arrow.names
         found: dict[str, str] = {}
-        for role, candidates in [
+        wanted: list[tuple[str, Sequence[str]]] = [
             ("audio", AUDIO_COLUMNS),
             ("text", TEXT_COLUMNS),
             ("seconds", SECONDS_COLUMNS),
             ("id", ID_COLUMNS),
             ("speaker", SPEAKER_COLUMNS),
-        ]:
+        ]
+        wanted = [(role, [given[role]] if role in given else usual) for role, usual in wanted]
+        for role, candidates in wanted:
             match = next((name for name in candidates if name in names), None)
             if match is not None:
                 found[role] = match
-        for role, candidates in [("audio", AUDIO_COLUMNS), ("text", TEXT_COLUMNS)]:
-            if role not in found:
+        for role, candidates in wanted:
+            if role in ("audio", "text") and role not in found:
                 raise UserError(
                     f"{self.name}: no column of {role}; its columns are {', '.join(names)}, "
                     f"and one must be called {', '.join(candidates)}"
@@ -132,6 +148,7 @@ class ParquetSource(Source):
             self._group_starts.append(np.cumsum([0, *sizes]))
             lengths = self._lengths(file)
             usable = np.isfinite(lengths) & (lengths > 0) & ~self._missing_text(file)
+            usable &= ~self._excluded_by_rule(file, usable)
             kept = np.flatnonzero(usable)
             row_files.append(np.full(len(kept), file, np.int32))
             rows.append(kept.astype(np.int32))
@@ -208,6 +225,20 @@ class ParquetSource(Source):
             self._note(file, int(row), "has no transcript")
         return missing
 
+    def _excluded_by_rule(self, file: int, usable: np.ndarray) -> np.ndarray:
+        """Which usable rows the rules of the set leave out; notes each in `excluded`."""
+        excluded = np.zeros(len(usable), bool)
+        if self._text_rules is None:
+            return excluded
+        table = self._file(file).read(columns=[self._columns["text"]], use_threads=False)
+        texts = table.column(0).to_pylist()
+        for row in show_progress(np.flatnonzero(usable), "reading transcripts", int(usable.sum())):
+            reason = self._text_rules.reason_to_leave_out(str(texts[row]))
+            if reason is not None:
+                excluded[row] = True
+                self.excluded.append(Problem(str(AudioRef(self._files[file], int(row))), reason))
+        return excluded
+
     def _note(self, file: int, row: int, reason: str) -> None:
         self.problems.append(Problem(str(AudioRef(self._files[file], row)), reason))
 
@@ -220,7 +251,7 @@ class ParquetSource(Source):
         reference = AudioRef(self._files[file], row)
         return Utterance(
             id=str(values["id"]) if values.get("id") is not None else f"{Path(self._files[file]).stem}-{row}",
-            text=str(values["text"]),
+            text=self._text_rules.clean(str(values["text"])) if self._text_rules else str(values["text"]),
             seconds=float(self._seconds[index]),
             audio=reference,
             speaker=None if values.get("speaker") is None else str(values["speaker"]),

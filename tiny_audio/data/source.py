@@ -28,11 +28,13 @@ class Source(ABC):
         name: the SOURCE as the user wrote it.
         revision: the version of the data where the place it came from states one.
         problems: rows that the scan found unusable, with reasons.
+        excluded: good rows that the rules of a known set leave out ("do not score this"), with reasons.
     """
 
     name: str
     revision: str | None = None
     problems: list[Problem]
+    excluded: Sequence[Problem] = ()
 
     @abstractmethod
     def utterances(self) -> Sequence[Utterance]:

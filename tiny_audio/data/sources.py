@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,22 +12,30 @@ import numpy as np
 import soxr
 
 from tiny_audio.data.folder import FolderSource
+from tiny_audio.data.known_sets import find_set, groups, is_set_name, names_to_suggest, open_known_set
 from tiny_audio.data.manifest import ManifestSource
 from tiny_audio.data.source import Source
 from tiny_audio.data.utterance import AudioRef, Utterance, Word
 from tiny_audio.errors import UserError, nearest
 from tiny_audio.hub.asr_audio import SAMPLING_RATE, AudioError
 
-SOURCE_FORMS = "corpus:SPLIT, a folder, a manifest.jsonl, a .parquet file, or hub:NAME[/CONFIG]:SPLIT"
+logger = logging.getLogger(__name__)
+
+SOURCE_FORMS = (
+    "corpus:SPLIT, a folder, a manifest.jsonl, a .parquet file, hub:NAME[/CONFIG]:SPLIT, or the name of a known"
+    " set such as LoquaciousSet:test"
+)
 MANIFEST_NAME = "manifest.jsonl"
 
 
-def open_source(spec: str | os.PathLike) -> Source:
+def open_source(spec: str | os.PathLike, default_split: str | None = None) -> Source:
     """Open one SOURCE and scan its metadata.
 
     Args:
         spec: ``corpus:train``, ``hub:NAME[/CONFIG]:SPLIT``, a folder (a ``manifest.jsonl``, parquet shards,
-            LibriSpeech layout, or audio beside ``.txt``), a ``manifest.jsonl``, or a parquet file.
+            LibriSpeech layout, or audio beside ``.txt``), a ``manifest.jsonl``, a parquet file, or the name of
+            a known set (``NAME[/CONFIG][:SPLIT]``, see known_sets.yaml), which a file or folder of that name hides.
+        default_split: what the name of a known set without a split means; None: its test split.
 
     Raises:
         UserError: no such source, or nothing usable in it.
@@ -35,12 +44,20 @@ def open_source(spec: str | os.PathLike) -> Source:
     if name.startswith("corpus:"):
         return CorpusSource(name.removeprefix("corpus:"))
     if name.startswith("hub:"):
+        known = find_set(name)
+        if known is not None:  # the rules of a known set hold by whichever name it is called
+            return open_known_set(known, label=name)
         from tiny_audio.data.hub import open_hub_source
 
         return open_hub_source(name)
     path = Path(name).expanduser()
     if not path.exists():
-        raise UserError(f"{name}: no such source.{_nearest_path(path)} A source is {SOURCE_FORMS}")
+        known = find_set(name, default_split)
+        if known is not None:
+            return open_known_set(known)
+        raise UserError(f"{name}: no such source.{_hint(name, path)} A source is {SOURCE_FORMS}")
+    if is_set_name(name):
+        logger.warning("%s: the %s of that name is meant, not the public set", name, _kind(path))
     if path.is_dir():
         if (path / MANIFEST_NAME).is_file():
             return ManifestSource(path / MANIFEST_NAME, name)
@@ -58,12 +75,12 @@ def open_source(spec: str | os.PathLike) -> Source:
 def open_sources(
     specs: str | os.PathLike | Sequence[str | os.PathLike],
 ) -> list[Source]:
-    """Open a SOURCE or a list of them, as ``data.train`` holds."""
+    """Open a SOURCE or a list of them, as ``data.train`` holds: a known set without a split is its train split."""
     if isinstance(specs, (str, os.PathLike)):
         specs = [specs]
     if not specs:
         raise UserError(f"no source of data given. A source is {SOURCE_FORMS}")
-    return [open_source(spec) for spec in specs]
+    return [open_source(spec, default_split="train") for spec in specs]
 
 
 class CorpusSource(Source):
@@ -116,8 +133,17 @@ def _open_parquet(files: list[Path], name: str) -> Source:
     return ParquetSource([str(file) for file in files], name)
 
 
-def _nearest_path(path: Path) -> str:
+def _kind(path: Path) -> str:
+    return "folder" if path.is_dir() else "file"
+
+
+def _hint(name: str, path: Path) -> str:
+    """What the user may have meant: a group of sets, a file nearby, or the name of a known set."""
+    if name in groups():
+        return f" {name} stands for {', '.join(groups()[name])}; here one of them is wanted."
     try:
-        return nearest(path.name, [entry.name for entry in path.parent.iterdir()])
+        nearby = [entry.name for entry in path.parent.iterdir()]
     except OSError:
-        return ""
+        nearby = []
+    set_name = name.partition(":")[0].partition("/")[0]
+    return nearest(path.name, nearby) or nearest(set_name, names_to_suggest())
