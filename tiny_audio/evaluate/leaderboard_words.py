@@ -8,14 +8,14 @@ from __future__ import annotations
 
 RULES_OF = "21 August 2026 (d1e99b2)"
 
-# Sounds that are taken out, Whisper's six among them.
-FILLERS = "ah aha ahh ahm eh ehehe em hm hmm huh hum mhm mhum mm mmm uh uhm uhuh um umm".split()
+# Sounds that are taken out, Whisper's six among them (a pattern).
+FILLERS = "ah|aha|ahh|ahm|eh|ehehe|em|hm|hmm|huh|hum|mhm|mhum|mm|mmm|uh|uhm|uhuh|um|umm"
 
 # Whisper's package writes these out, the board leaves them alone.
 KEPT_CONTRACTIONS = ("kinda", "sorta", "dunno", "cause")
 
-# "'s" becomes " is" after these words only: elsewhere it may be a genitive, which becomes " s".
-WORDS_BEFORE_IS = "it he she what that who here there how when where why this".split()
+# "'s" becomes " is" after these words only: elsewhere it may be a genitive, which becomes " s" (a pattern).
+WORDS_BEFORE_IS = "it|he|she|what|that|who|here|there|how|when|where|why|this"
 
 # Two words that count as one, before numbers are recognised.
 COMPOUNDS = {

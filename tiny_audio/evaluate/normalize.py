@@ -114,12 +114,12 @@ def _leaderboard_normalizer() -> Normalizer:
     from whisper_normalizer.english import EnglishTextNormalizer
 
     normalizer = EnglishTextNormalizer()
-    normalizer.ignore_patterns = rf"\b({'|'.join(words.FILLERS)})\b"
+    normalizer.ignore_patterns = rf"\b({words.FILLERS})\b"
     replacers = normalizer.replacers
     for contraction in words.KEPT_CONTRACTIONS:
         replacers.pop(rf"\b{contraction}\b", None)  # older releases of the package do not have all of them
     del replacers[r"'s\b"]
-    replacers[rf"\b({'|'.join(words.WORDS_BEFORE_IS)})'s\b"] = r"\1 is"
+    replacers[rf"\b({words.WORDS_BEFORE_IS})'s\b"] = r"\1 is"
     normalizer.standardize_spellings.mapping = {**normalizer.standardize_spellings.mapping, **words.SPELLINGS}
     numbers, spellings = normalizer.standardize_numbers, normalizer.standardize_spellings
     normalizer.standardize_numbers = lambda text: numbers(_join_compounds(text))

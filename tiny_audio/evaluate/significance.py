@@ -75,8 +75,8 @@ def matched_pairs_p_value(first_errors: Sequence[int], second_errors: Sequence[i
     standard normal distribution. This is the matched-pairs test of Gillick & Cox (1989), "Some statistical
     issues in the comparison of speech recognition algorithms", which NIST calls MAPSSWE. NIST's programme cuts
     connected speech into segments between words that both recognised rightly; here a segment is a whole
-    utterance, as the paper has it where utterances are separate recordings. Longer segments mean fewer of them:
-    the test is at most more cautious.
+    utterance, as the paper has it where utterances are separate recordings. Longer and so fewer segments make the
+    test a little less sensitive.
 
     Returns:
         None where the normal approximation has too little to go by: fewer than `MIN_UTTERANCES` utterances, or
