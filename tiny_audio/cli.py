@@ -46,6 +46,9 @@ COMMANDS = {
     "eval": Command(
         "tiny_audio.evaluate.command", "evaluate_command", "Measure the word error rate of a model."
     ),
+    "compare": Command(
+        "tiny_audio.evaluate.compare", "compare_command", "Tell whether one evaluated model beats another."
+    ),
     "leaderboard": Command(
         "tiny_audio.evaluate.leaderboard", "app", "Add an evaluation to the leaderboard, check or show it."
     ),

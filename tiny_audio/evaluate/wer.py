@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,18 +134,33 @@ def bootstrap_interval(
     """
     if not errors:
         return (0.0, 0.0)
-    error_counts = np.asarray(errors, dtype=np.float64)
-    lengths = np.asarray(reference_lengths, dtype=np.float64)
+    totals = resampled_totals(np.array([errors, reference_lengths]), num_resamples, seed)
+    tail = (1 - level) / 2
+    low, high = np.quantile(totals[0] / np.maximum(totals[1], 1), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def resampled_totals(columns: NDArray[Any], num_resamples: int, seed: int) -> NDArray[np.float64]:
+    """Sums of every column over utterances drawn with replacement, the same draw for all columns.
+
+    Args:
+        columns: (columns, utterances), at least one utterance.
+        num_resamples: how often as many utterances are drawn as there are.
+        seed: of the draws; the same one gives the same sums.
+
+    Returns:
+        (columns, num_resamples).
+    """
+    columns = np.asarray(columns, dtype=np.float64)
+    num_utterances = columns.shape[1]
     generator = np.random.default_rng(seed)
-    rates: list[NDArray[np.float64]] = []
-    rows_at_once = max(1, _MAX_CELLS // len(error_counts))
+    totals: list[NDArray[np.float64]] = []
+    rows_at_once = max(1, _MAX_CELLS // num_utterances)
     for start in range(0, num_resamples, rows_at_once):
         num_rows = min(rows_at_once, num_resamples - start)
-        drawn = generator.integers(0, len(error_counts), size=(num_rows, len(error_counts)))
-        rates.append(error_counts[drawn].sum(axis=1) / np.maximum(lengths[drawn].sum(axis=1), 1))
-    tail = (1 - level) / 2
-    low, high = np.quantile(np.concatenate(rates), [tail, 1 - tail])
-    return float(low), float(high)
+        drawn = generator.integers(0, num_utterances, size=(num_rows, num_utterances))
+        totals.append(np.stack([column[drawn].sum(axis=1) for column in columns]))
+    return np.concatenate(totals, axis=1)
 
 
 @dataclass(frozen=True)
