@@ -47,9 +47,17 @@ def whisper_tokenizer(folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whisper")
+    return make_whisper(tmp_path_factory.mktemp("whisper"), max_target_positions=24)
+
+
+def make_whisper(folder: Path, max_target_positions: int) -> Path:
     ids = whisper_tokenizer(folder).get_vocab()
-    settings = {**WHISPER, **WHISPER_DECODER, "max_source_positions": 1500, "max_target_positions": 24}
+    settings = {
+        **WHISPER,
+        **WHISPER_DECODER,
+        "max_source_positions": 1500,
+        "max_target_positions": max_target_positions,
+    }
     settings.pop("model_type")
     torch.manual_seed(0)
     special = {
@@ -161,6 +169,13 @@ def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
         load_provider("transformers", str(tmp_path), "cpu")
 
 
+def test_a_model_of_ours_is_sent_to_its_own_provider(tmp_path: Path) -> None:
+    config = {"model_type": "tiny_audio", "auto_map": {"AutoConfig": "asr_config.TinyAudioConfig"}}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(UserError, match="leave out --provider transformers"):
+        load_provider("transformers", str(tmp_path), "cpu")
+
+
 def test_code_of_a_model_runs_only_when_it_is_trusted(tmp_path: Path) -> None:
     mark = tmp_path / "was-run"
     folder = tmp_path / "model"
@@ -219,9 +234,11 @@ def test_our_checkpoints_identity_follows_weights_and_options(tmp_path: Path) ->
     assert load_provider("tiny-audio", str(tmp_path / "two"), "cpu").identity != identities[0]
 
 
-def test_faster_whisper_hears_its_own_conversion(whisper: Path, tmp_path: Path) -> None:
+def test_faster_whisper_hears_its_own_conversion(tmp_path: Path) -> None:
     from ctranslate2.converters import TransformersConverter
 
+    whisper = tmp_path / "whisper"
+    make_whisper(whisper, max_target_positions=448)  # the length that faster-whisper takes for granted
     folder = tmp_path / "converted"
     TransformersConverter(str(whisper), copy_files=["tokenizer.json", "preprocessor_config.json"]).convert(
         str(folder)

@@ -177,17 +177,19 @@ def load_transformers(model: str, device: str, trust_remote_code: bool) -> Trans
 
     Raises UserError for what is no speech recogniser, lacks weights, or needs code of its own to be trusted.
     """
-    from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer
+    from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer, PreTrainedConfig
     from transformers.utils import logging
 
     from tiny_audio.hub.asr_checkpoint import pick_device
-    from tiny_audio.hub.asr_config import resolve_model_path
+    from tiny_audio.hub.asr_config import TinyAudioConfig, resolve_model_path
 
     check_device(device)
     where = find_model(resolve_model_path(model))
     logging.disable_progress_bar()
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     try:
+        if PreTrainedConfig.get_config_dict(where)[0].get("model_type") == TinyAudioConfig.model_type:
+            raise UserError(f"{model} is a Tiny Audio model; leave out --provider transformers.")
         config = AutoConfig.from_pretrained(where, **options)
         kind, model_class = find_kind(config, model)
         extractor = AutoFeatureExtractor.from_pretrained(where, **options)
@@ -226,8 +228,6 @@ def find_kind(config: Any, model: str) -> tuple[type[TransformersProvider], Any]
     )
 
     own_classes = getattr(config, "auto_map", None) or {}
-    if config.model_type == "tiny_audio":
-        raise UserError(f"{model} is a Tiny Audio model; leave out --provider transformers.")
     if config.model_type == "whisper":
         return WhisperProvider, AutoModelForSpeechSeq2Seq
     if config.model_type in MODEL_FOR_CTC_MAPPING_NAMES or "AutoModelForCTC" in own_classes:
