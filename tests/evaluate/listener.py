@@ -17,10 +17,17 @@ class Listener:
     It answers by the length of a clip, fails where the answer is an exception, and counts its calls.
     """
 
+    costs_money = False
+    price_usd_per_hour: float | None = None
+
     def __init__(self, answers: dict[int, str | Exception], max_seconds: float | None = 30.0) -> None:
         self.answers = answers
         self.max_seconds = max_seconds
         self.calls: list[list[int]] = []
+
+    @property
+    def identity(self) -> str:
+        return f"listener {self.answers!r}"
 
     def transcribe(self, waveforms: list[np.ndarray]) -> list[str]:
         self.calls.append([len(waveform) for waveform in waveforms])

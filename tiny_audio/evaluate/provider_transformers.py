@@ -87,6 +87,10 @@ class TransformersProvider:
 class Seq2SeqProvider(TransformersProvider):
     """A model that writes text token by token."""
 
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.model.generation_config.max_length = None  # `options` sets the limit in another way
+
     @property
     def options(self) -> dict[str, Any]:
         positions = min(getattr(self.model.config, "max_target_positions", MAX_POSITIONS), MAX_POSITIONS)
@@ -127,7 +131,9 @@ class WhisperProvider(Seq2SeqProvider):
         results: dict[int, str] = {}
         with torch.inference_mode():
             if short:
-                features = self.extract([waveforms[index] for index in short], padding="max_length")
+                features = self.extract(
+                    [waveforms[index] for index in short], padding="max_length", return_attention_mask=True
+                )
                 results.update(zip(short, self.write(features, self.options), strict=True))
             for index in results.keys() ^ range(len(waveforms)):
                 features = self.extract(
@@ -151,11 +157,19 @@ class CTCProvider(TransformersProvider):
         if len(waveforms) > 1:
             mask = features["attention_mask"]  # (B, S) for waveforms
             lengths = self.model._get_feat_extract_output_lengths(mask.sum(dim=-1)).tolist()
-        # The tokenizer of a CTC model joins repeats and leaves out blanks.
-        return [
-            self.tokenizer.decode(row[:length], skip_special_tokens=True).strip()
-            for row, length in zip(tokens, lengths, strict=True)
-        ]
+        return [self.read(row[:length]) for row, length in zip(tokens.tolist(), lengths, strict=True)]
+
+    def read(self, tokens: list[int]) -> str:
+        """The text of a frame-by-frame choice; the tokenizer joins repeats, then leaves out blanks.
+
+        Its `skip_special_tokens` would leave out the blanks first, which turns "hello" into "helo" (transformers
+        5.23): other special tokens are made blanks here instead.
+        """
+        tokenizer = self.tokenizer
+        ordinary = {tokenizer.pad_token_id, getattr(tokenizer, "word_delimiter_token_id", None)}
+        special = set(tokenizer.all_special_ids) - ordinary
+        row = [tokenizer.pad_token_id if token in special else token for token in tokens]
+        return tokenizer.decode(row, skip_special_tokens=False).strip()
 
 
 def load_transformers(model: str, device: str, trust_remote_code: bool) -> TransformersProvider:
@@ -163,17 +177,19 @@ def load_transformers(model: str, device: str, trust_remote_code: bool) -> Trans
 
     Raises UserError for what is no speech recogniser, lacks weights, or needs code of its own to be trusted.
     """
-    from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer
+    from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer, PreTrainedConfig
     from transformers.utils import logging
 
     from tiny_audio.hub.asr_checkpoint import pick_device
-    from tiny_audio.hub.asr_config import resolve_model_path
+    from tiny_audio.hub.asr_config import TinyAudioConfig, resolve_model_path
 
     check_device(device)
     where = find_model(resolve_model_path(model))
     logging.disable_progress_bar()
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     try:
+        if PreTrainedConfig.get_config_dict(where)[0].get("model_type") == TinyAudioConfig.model_type:
+            raise UserError(f"{model} is a Tiny Audio model; leave out --provider transformers.")
         config = AutoConfig.from_pretrained(where, **options)
         kind, model_class = find_kind(config, model)
         extractor = AutoFeatureExtractor.from_pretrained(where, **options)
@@ -212,8 +228,6 @@ def find_kind(config: Any, model: str) -> tuple[type[TransformersProvider], Any]
     )
 
     own_classes = getattr(config, "auto_map", None) or {}
-    if config.model_type == "tiny_audio":
-        raise UserError(f"{model} is a Tiny Audio model; leave out --provider transformers.")
     if config.model_type == "whisper":
         return WhisperProvider, AutoModelForSpeechSeq2Seq
     if config.model_type in MODEL_FOR_CTC_MAPPING_NAMES or "AutoModelForCTC" in own_classes:
