@@ -30,10 +30,10 @@ HEAD = f"""# Leaderboard
 <!-- Made by `tiny-audio leaderboard add` from {DATA_FILE.name}. Changes here are lost; change a row there and run
 `tiny-audio leaderboard build`. -->
 
-Word error rates of recognisers, each with its 95% bootstrap interval: lower is better. **verified** means that the files of the
-evaluation gave this figure again when the row was added; **as reported** that somebody states it. A rank with "=" is shared: the
-intervals of those rows overlap, so that the order among them may be chance. Rows of one set are compared only under the same
-normaliser.
+Word error rates of recognisers, each with its 95% bootstrap interval: lower is better. **verified** means that the files
+of the evaluation gave this figure again when the row was added; **as reported** that somebody states it. A rank with "=" is
+shared: the intervals of those rows overlap, so that the order among them may be chance. Ranks compare rows of the same
+normaliser only.
 
 Add yours: evaluate a model from a clean commit, add the row, and open a pull request with the changed files.
 
