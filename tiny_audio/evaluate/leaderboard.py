@@ -257,12 +257,12 @@ def check_reproduces(run: Path, result: EvalResult) -> None:
             raise UserError(
                 f"{run}: metrics.json says {key} {value!r:.40}, its results.jsonl gives {computed}."
             )
-    audio, wall = result.details.get("audio_seconds"), result.details.get("wall_seconds")
-    if isinstance(audio, (int, float)) and isinstance(wall, (int, float)) and wall > 0:
-        if not abs(stated.rtfx - audio / wall) <= RTFX_TOLERANCE * audio / wall:
-            raise UserError(
-                f"{run}: metrics.json says rtfx {stated.rtfx!r:.40}; its seconds give {audio / wall:.2f}."
-            )
+    audio, wall = (result.details.get(key) for key in ("audio_seconds", "wall_seconds"))
+    speed = (
+        audio / wall if isinstance(audio, (int, float)) and isinstance(wall, (int, float)) and wall else None
+    )
+    if speed is not None and not abs(stated.rtfx - speed) <= RTFX_TOLERANCE * speed:
+        raise UserError(f"{run}: metrics.json says rtfx {stated.rtfx!r:.40}; its seconds give {speed:.2f}.")
     for utterance in result.failed:
         if not utterance.error or utterance.hypothesis:
             raise UserError(

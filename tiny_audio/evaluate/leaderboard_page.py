@@ -6,6 +6,7 @@ request is checked by making both files again and comparing every byte.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -30,10 +31,10 @@ HEAD = f"""# Leaderboard
 <!-- Made by `tiny-audio leaderboard add` from {DATA_FILE.name}. Changes here are lost; change a row there and run
 `tiny-audio leaderboard build`. -->
 
-Word error rates of recognisers, each with its 95% bootstrap interval: lower is better. **verified** means that the files of the
-evaluation gave this figure again when the row was added; **as reported** that somebody states it. A rank with "=" is shared: the
-intervals of those rows overlap, so that the order among them may be chance. Rows of one set are compared only under the same
-normaliser.
+Word error rates of recognisers, each with its 95% bootstrap interval: lower is better. **verified** means that the
+files of the evaluation gave this figure again when the row was added; **as reported** that somebody states it. A rank
+with "=" is shared: the intervals of those rows overlap, so that the order among them may be chance. Ranks compare rows
+of the same normaliser only.
 
 Add yours: evaluate a model from a clean commit, add the row, and open a pull request with the changed files.
 
@@ -167,13 +168,14 @@ WIDTH, LEFT, RIGHT, ROW_HEIGHT = 860, 330, 150, 30
 FONT = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
 TICK_STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 MAX_SHOWN_RATE = 1.0
+LABEL_CHARACTERS = 34
 
 
 def format_plot(rows: Sequence[Row]) -> str:
     """The content of docs/leaderboard.svg: every row as a point with its interval, by set."""
-    highest = max([_high(row) for row in rows] + [0.01])
+    highest = min(max([_high(row) for row in rows] + [0.01]), MAX_SHOWN_RATE)
     step = next((step for step in TICK_STEPS if highest <= 6 * step), 1.0)
-    limit = min(step * -(-highest // step), MAX_SHOWN_RATE)
+    limit = step * math.ceil(round(highest / step, 6))
     parts: list[str] = []
     y = 14
     for name, members in grouped(rows):
@@ -192,9 +194,7 @@ def format_plot(rows: Sequence[Row]) -> str:
     ]
     labels = [_text(_x(tick, limit), bottom + 18, f"{100 * tick:g}%", anchor="middle") for tick in ticks]
     caption = _text(
-        _x(0, limit),
-        bottom + 40,
-        "word error rate, 95% interval; lower is better; hollow: as reported, not verified",
+        16, bottom + 40, "word error rate with its 95% interval, lower is better; hollow: not verified"
     )
     height = bottom + 54
     return "\n".join(
@@ -215,8 +215,9 @@ def format_plot(rows: Sequence[Row]) -> str:
 def _drawn_row(row: Row, y: int, limit: float) -> list[str]:
     middle = y - 5
     colour = REPORTED_COLOUR if row["state"] == REPORTED else VERIFIED_COLOUR
-    label = f"{row['model']} · {row['contributor']}"
-    parts = [_text(LEFT - 14, y, label if len(label) <= 42 else label[:41] + "…", anchor="end")]
+    room = max(LABEL_CHARACTERS - len(row["contributor"]), 8)
+    model = row["model"] if len(row["model"]) <= room else f"{row['model'][: room - 1]}…"
+    parts = [_text(LEFT - 14, y, f"{model} · {row['contributor'][:LABEL_CHARACTERS]}", anchor="end")]
     if row["wer_ci95"] is not None:
         low, high = (_x(rate, limit) for rate in row["wer_ci95"])
         parts.append(
