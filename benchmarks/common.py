@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
-PACKAGES = ("torch", "transformers", "numpy", "faster-whisper", "ctranslate2")
+PACKAGES = ("torch", "transformers", "numpy", "faster-whisper", "ctranslate2", "jiwer", "kaldialign")
 INSTRUCTION_SETS = (
     "avx2",
     "avx512f",

@@ -1,12 +1,14 @@
 import pytest
 
 from tiny_audio.errors import UserError
+from tiny_audio.evaluate import leaderboard_words as words
 from tiny_audio.evaluate.normalize import (
     NORMALIZERS,
     basic,
     default_normalizer,
     english,
     get_normalizer,
+    leaderboard,
     none,
 )
 
@@ -37,6 +39,42 @@ def test_text_that_breaks_the_english_normaliser_is_still_scored(caplog: pytest.
     loop = "Well, " + "1" * 5000  # Python refuses to make a number of so many digits
     assert english(loop) == basic(loop)
     assert "English normaliser failed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Huh, ah well, em... uhm, yes", "well yes"),
+        ("John's dog. It's here; what's that?", "john s dog it is here what is that"),
+        ("kinda, sorta, dunno, cause", "kinda sorta dunno cause"),
+        ("I won't; I'm gonna", "i will not i am going to"),
+        ("The Wi-Fi e-mail at 5 p.m. is all right, OK?", "the wifi email at 5 pm is alright okay"),
+        ("the B B C on 5 G or a B C and a b", "the bbc on 5g or abc and a b"),
+        ("Stephen and Catherine cancelled the flyer", "steven and catherine canceled the flier"),
+        ("Kathryn's colour, archaeological", "catherine s color archeological"),
+        ("<unk> [noise] (laughs)", ""),
+        ("ignore_time_segment_in_scoring", "ignore time segment in scoring"),
+        ("eight seven two, and twenty dollars", "872 and $20"),
+    ],
+)
+def test_the_leaderboards_changes(text: str, expected: str) -> None:
+    assert leaderboard(text) == expected
+
+
+def test_the_leaderboards_changes_leave_whispers_normaliser_alone() -> None:
+    leaderboard("warm")
+    assert english("Huh, John's kinda B B C, OK Stephen") == "huh john is kind of b b c ok stephen"
+
+
+def test_leaderboard_words_settle_in_one_step() -> None:
+    for table in (words.NAMES, words.SPELLINGS):
+        assert {table.get(value, value) for value in table.values()} == set(table.values())
+    assert len(words.NAMES) == 152
+
+
+def test_a_text_that_breaks_the_leaderboards_normaliser_is_scored_too() -> None:
+    loop = "Well, " + "1" * 5000
+    assert leaderboard(loop) == basic(loop)
 
 
 def test_unknown_normaliser_names_the_nearest() -> None:

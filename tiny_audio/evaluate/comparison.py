@@ -196,14 +196,14 @@ def _matched(runs: Sequence[EvalResult], folders: Sequence[Path], common: bool) 
     """The runs with the same utterances in the first run's order, their metrics counted anew."""
     by_key = [_by_key(run, folder) for run, folder in zip(runs, folders, strict=True)]
     shared = [key for key in by_key[0] if all(key in other for other in by_key[1:])]
-    if not common:
-        for folder, other in zip(folders[1:], by_key[1:], strict=True):
-            _check_same(by_key[0], other, folders[0], folder, len(shared))
     if not shared:
         raise UserError(
             "The runs have no utterance in common (same id, same reference): evaluate the models on the same"
             " --data."
         )
+    if not common:
+        for folder, other in zip(folders[1:], by_key[1:], strict=True):
+            _check_same(by_key[0], other, folders[0], folder, len(shared))
     matched = []
     for run, utterances in zip(runs, by_key, strict=True):
         kept = [utterances[key] for key in shared]
@@ -244,22 +244,24 @@ def _check_same(
         (num_other_texts, "with other references"),
     ]
     described = ", ".join(f"{count} {where}" for count, where in parts if count)
-    advice = (
-        f"--common compares the {num_common} that all runs have"
-        if num_common
-        else "evaluate the models on the same --data"
+    raise UserError(
+        f"The runs were not scored on the same utterances: {described}. --common compares the {num_common} that"
+        " all runs have."
     )
-    raise UserError(f"The runs were not scored on the same utterances: {described}. {advice}.")
 
 
 def _what_differs(first: str, second: str, first_errors: int, second_errors: int) -> str:
     if first_errors == second_errors:
-        return f"{second} and {first} make {first_errors:,} errors each"
+        return f"{second} and {first} make {_count_errors(first_errors)} each"
     if not first_errors:
-        return f"{second} makes {second_errors:,} errors and {first} none"
+        return f"{second} makes {_count_errors(second_errors)} and {first} none"
     change = (second_errors - first_errors) / first_errors
     size = f"{abs(change):.0%}" if abs(change) >= 0.01 else f"{abs(change):.1%}"
     return f"{second} makes {size} {'more' if change > 0 else 'fewer'} errors than {first}"
+
+
+def _count_errors(count: int) -> str:
+    return "1 error" if count == 1 else f"{count:,} errors"
 
 
 def _pair_record(comparison: Comparison, pair: Pair) -> dict[str, Any]:

@@ -1,0 +1,42 @@
+"""Our counts on recognised and adversarial pairs against jiwer, kaldialign and sclite."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def cross_check() -> Any:
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import cross_check
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    return cross_check
+
+
+def test_every_pair_agrees_with_jiwer_and_kaldialign(cross_check: Any) -> None:
+    sets = cross_check.make_sets(150, [])
+    assert sum(map(len, sets.values())) >= 1000
+    for name, pairs in sets.items():
+        row, wrong = cross_check.check(name, pairs, None)
+        assert wrong == []
+        assert row["ours"] == row["jiwer"] and row["ours_total"] == row["kaldialign_total"] > 0
+
+
+def test_a_pair_that_differs_is_named(cross_check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cross_check, "of_kaldialign", lambda pair: 7)
+    _, wrong = cross_check.check("set", [(["a"], ["b"])], None)
+    assert len(wrong) == 1 and "kaldialign 7" in wrong[0]
+
+
+def test_sclite_counts_the_same_where_it_is_installed(cross_check: Any) -> None:
+    command = cross_check.find_sclite()
+    if command is None:
+        pytest.skip("sclite is not installed")
+    pairs = [(["{", "b", "日本"], ["{", "x", "日本"]), ([], ["a"]), (["a", "b"], [])]
+    assert cross_check.of_sclite(command, pairs) == (1, 2, 1)
