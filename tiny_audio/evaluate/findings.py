@@ -270,7 +270,9 @@ def _reference_error(utterance: UtteranceResult, both_agree: bool, set_rate: flo
     counts = utterance.score.alignment.counts
     written = utterance.score.hypothesis_normalized
     if both_agree:
-        return "Both runs wrote the same, and it is not what the reference says."
+        return (
+            "Both runs wrote the same, and not what the reference says: it may be wrong, or both erred alike."
+        )
     rate = words_per_second(utterance)
     if rate is None or counts.rate < FAR_OFF:
         return None

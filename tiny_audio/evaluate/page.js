@@ -99,7 +99,7 @@
     for (const [letter, reference, hypothesis, operations, error] of record.r) {
       if (error !== null) item.append(make("p", { className: "reason" }, `Could not be transcribed: ${error}`));
       const line = diff(reference, hypothesis, operations);
-      if (letter) line.prepend(make("b", { className: "letter" }, letter), " ");
+      if (letter) line.prepend(make("b", { className: "letter", dir: "ltr" }, letter), " ");
       item.append(line);
     }
     return item;

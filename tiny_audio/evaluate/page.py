@@ -35,9 +35,9 @@ GROUPINGS = {
     "set": ("By set", "what stands before the first slash of an id", findings.by_set),
 }
 SUSPICION_TITLES = {
-    findings.HALLUCINATION: "Hallucinations",
-    findings.TRUNCATION: "Truncations",
-    findings.REFERENCE_ERROR: "Errors in the reference",
+    findings.HALLUCINATION: "Possible hallucinations",
+    findings.TRUNCATION: "Possible truncations",
+    findings.REFERENCE_ERROR: "Possible errors in the reference",
 }
 
 # Control characters, lone surrogates, and the marks that turn the direction of the text around them: shown as a
