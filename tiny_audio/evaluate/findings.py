@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -35,6 +36,7 @@ FASTEST_WORDS_PER_SECOND = 6.0
 SLOWEST_WORDS_PER_SECOND = 1 / 3
 FAR_OFF = 0.8
 GOOD_SET = 0.3
+MOST_AGREEMENT = 0.5
 HALLUCINATION, TRUNCATION, REFERENCE_ERROR = "hallucination", "truncation", "reference error"
 
 
@@ -148,7 +150,7 @@ def _by_edges(
     measure: Callable[[UtteranceResult], float | None],
     edges: Sequence[float],
 ) -> list[Group]:
-    names = [f"{low:g} to {high:g}" for low, high in zip(edges, edges[1:], strict=False)]
+    names = [f"{low:g} to {high:g}" for low, high in pairwise(edges)]
     names = [f"under {edges[1]:g}", *names[1:], f"{edges[-1]:g} and more"]
     members: list[list[UtteranceResult]] = [[] for _ in names]
     for utterance in utterances:
@@ -216,18 +218,27 @@ def suspicions(result: EvalResult, baseline: EvalResult | None = None) -> list[S
     An utterance that could not be transcribed is none of these. With a `baseline` utterances on which both runs
     agree against the reference are found too.
     """
-    others = {} if baseline is None else {utterance.id: utterance for utterance in baseline.utterances}
+    heard = [item for item in result.utterances if item.error is None and item.score.alignment.counts.errors]
+    agreed = set() if baseline is None else _agreed(baseline, heard)
     found = []
-    for utterance in result.utterances:
-        if utterance.error is not None or not utterance.score.alignment.counts.errors:
-            continue
+    for utterance in heard:
         reasons = {
             HALLUCINATION: _hallucination(utterance),
             TRUNCATION: _truncation(utterance),
-            REFERENCE_ERROR: _reference_error(utterance, others.get(utterance.id), result.metrics.wer),
+            REFERENCE_ERROR: _reference_error(utterance, utterance.id in agreed, result.metrics.wer),
         }
         found += [Suspicion(kind, utterance, reason) for kind, reason in reasons.items() if reason]
     return found
+
+
+def _agreed(baseline: EvalResult, wrong: Sequence[UtteranceResult]) -> set[str]:
+    """Ids of wrong utterances for which both runs wrote the same words.
+
+    None where that holds for most of them: such runs are too much alike for their agreement to mean anything.
+    """
+    texts = {item.id: item.score.hypothesis_normalized for item in baseline.utterances}
+    agreed = {item.id for item in wrong if (texts.get(item.id) or None) == item.score.hypothesis_normalized}
+    return agreed if len(agreed) <= MOST_AGREEMENT * len(wrong) else set()
 
 
 def _hallucination(utterance: UtteranceResult) -> str | None:
@@ -255,13 +266,13 @@ def _truncation(utterance: UtteranceResult) -> str | None:
     return f"The last {missing} of {length} words are missing."
 
 
-def _reference_error(
-    utterance: UtteranceResult, other: UtteranceResult | None, set_rate: float
-) -> str | None:
+def _reference_error(utterance: UtteranceResult, both_agree: bool, set_rate: float) -> str | None:
     counts = utterance.score.alignment.counts
     written = utterance.score.hypothesis_normalized
-    if other is not None and written and other.score.hypothesis_normalized == written:
-        return "Both runs wrote the same, and it is not what the reference says."
+    if both_agree:
+        return (
+            "Both runs wrote the same, and not what the reference says: it may be wrong, or both erred alike."
+        )
     rate = words_per_second(utterance)
     if rate is None or counts.rate < FAR_OFF:
         return None

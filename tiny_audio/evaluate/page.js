@@ -74,15 +74,17 @@
     seconds: (left, right) => (right.s || 0) - (left.s || 0) || left.index - right.index,
   };
 
-  const mark = (sign) => make("span", { className: "mark" }, sign);
   const diff = (reference, hypothesis, operations) => {
     const said = reference.split(" "), written = hypothesis.split(" ");
     const line = make("p", { className: "diff", dir: "auto" });
     for (const operation of operations) {
       if (operation === "=") { line.append(said.shift()); written.shift(); }
-      else if (operation === "D") line.append(make("del", {}, mark("−"), said.shift()));
-      else if (operation === "I") line.append(make("ins", {}, mark("+"), written.shift()));
-      else line.append(make("span", { className: "swap" }, make("del", {}, said.shift()), mark("→"), make("ins", {}, written.shift())));
+      else if (operation === "D") line.append(make("span", { className: "lost" }, "−", make("del", {}, said.shift())));
+      else if (operation === "I") line.append(make("span", { className: "added" }, "+", make("ins", {}, written.shift())));
+      else {
+        const arrow = make("span", { className: "mark" }, "→");
+        line.append(make("span", { className: "swap" }, make("del", {}, said.shift()), arrow, make("ins", {}, written.shift())));
+      }
       line.append(" ");
     }
     if (!operations) line.append(make("span", { className: "muted" }, "(no words, and none written)"));
@@ -97,7 +99,7 @@
     for (const [letter, reference, hypothesis, operations, error] of record.r) {
       if (error !== null) item.append(make("p", { className: "reason" }, `Could not be transcribed: ${error}`));
       const line = diff(reference, hypothesis, operations);
-      if (letter) line.prepend(make("b", { className: "letter" }, letter), " ");
+      if (letter) line.prepend(make("b", { className: "letter", dir: "ltr" }, letter), " ");
       item.append(line);
     }
     return item;

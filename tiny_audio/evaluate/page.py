@@ -35,9 +35,9 @@ GROUPINGS = {
     "set": ("By set", "what stands before the first slash of an id", findings.by_set),
 }
 SUSPICION_TITLES = {
-    findings.HALLUCINATION: "Hallucinations",
-    findings.TRUNCATION: "Truncations",
-    findings.REFERENCE_ERROR: "Errors in the reference",
+    findings.HALLUCINATION: "Possible hallucinations",
+    findings.TRUNCATION: "Possible truncations",
+    findings.REFERENCE_ERROR: "Possible errors in the reference",
 }
 
 # Control characters, lone surrogates, and the marks that turn the direction of the text around them: shown as a
@@ -124,7 +124,10 @@ def shown(value: Any) -> Any:
 
 def percent(rate: float, signed: bool = False) -> str:
     """0.1234 as 12.3%; signed as +12.3."""
-    return f"{100 * rate:+.1f}".replace("-", "−") if signed else f"{100 * rate:.1f}%"
+    if not signed:
+        return f"{100 * rate:.1f}%"
+    points = round(100 * rate, 1)
+    return f"{points:+.1f}".replace("-", "−") if points else "0.0"
 
 
 def axis_limit(value: float) -> float:
@@ -219,7 +222,7 @@ def _facts(result: EvalResult) -> list[tuple[str, str]]:
         ("Words spoken", f"{result.metrics.reference_words:,}"),
         ("Audio", f"{sum(seconds) / 60:,.1f} minutes" if seconds else "of unknown length"),
         ("Could not be transcribed", f"{len(result.failed):,}"),
-        ("Speed (RTFx)", f"{result.metrics.rtfx:,.1f} s of audio a second" if result.metrics.rtfx else "–"),
+        ("Speed (RTFx)", f"{result.metrics.rtfx:,.1f}× real time" if result.metrics.rtfx else "–"),
         ("Normaliser", result.normalizer),
     ]
     for name, value in result.details.items():
@@ -305,7 +308,9 @@ def _records(runs: Sequence[Run], suspected: Sequence[Suspicion], cards: _Cards)
     """
     reasons: dict[str, list[str]] = {}
     for suspicion in suspected:
-        reasons.setdefault(suspicion.utterance.id, []).append(f"Suspected {suspicion.kind}: {suspicion.reason}")
+        reasons.setdefault(suspicion.utterance.id, []).append(
+            f"Suspected {suspicion.kind}: {suspicion.reason}"
+        )
     by_id = [(run.letter, {item.id: item for item in run.result.utterances}) for run in runs]
     records = []
     for utterance in runs[-1].result.utterances:
