@@ -15,7 +15,8 @@ ANSWERS: dict[int, str | Exception] = {4000: "one two", 8000: "free", 6000: "nin
 @pytest.fixture(autouse=True)
 def in_an_empty_folder_with_a_listener(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(providers.PROVIDERS, "listener", lambda model, device: Listener(ANSWERS))
+    entry = providers.ProviderEntry(lambda model, device, trust: Listener(ANSWERS), "a listener by hand")
+    monkeypatch.setitem(providers.PROVIDERS, "listener", entry)
 
 
 def make_run(folder: Path, train: object) -> Path:
@@ -64,7 +65,7 @@ def test_replacing_other_results_is_said(tmp_path: Path, capsys: pytest.CaptureF
         assert main(["eval", "--provider", "listener", "--data", data, "--output-dir", "here"]) == 0
     assert "replaces" not in capsys.readouterr().out
     assert main(["eval", "--provider", "listener", "--data", "other", "--output-dir", "here"]) == 0
-    assert "replaces the results of listener on digits" in capsys.readouterr().out
+    assert "replaces the results of listener on digits" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def test_another_model_does_not_find_it(tmp_path: Path) -> None:
     store = TranscriptStore(tmp_path / "kept.jsonl", "a model")
     store.add([(store.key(TONE), TEXT)])
     other = TranscriptStore(store.path, "another model")
-    assert other.get(other.key(TONE)) is None
+    assert other.get(other.key(TONE)) is None and len(other) == 0
 
 
 def test_a_line_cut_short_costs_only_itself(tmp_path: Path) -> None:
@@ -39,12 +39,16 @@ def test_a_line_cut_short_costs_only_itself(tmp_path: Path) -> None:
     assert len(whole) == 2 and whole.get(whole.key(OTHER)) == TEXT
 
 
-@pytest.mark.parametrize("line", ["[]", "3", '{"key": "a"}', '{"key": 1, "text": null, "audio_seconds": []}', "\0"])
+@pytest.mark.parametrize(
+    "line", ["[]", "3", '{"key": "a"}', '{"key": 1, "text": null, "audio_seconds": []}', "\0"]
+)
 def test_lines_that_say_something_else_are_left_out(tmp_path: Path, line: str) -> None:
     path = tmp_path / "kept.jsonl"
-    path.write_text(line + "\n" + json.dumps({"key": "k", "text": "t", "audio_seconds": 1, "wall_seconds": 2}))
+    key = TranscriptStore(path, "a model").key(TONE)
+    row = {"key": key, "text": "t", "audio_seconds": 1, "wall_seconds": 2}
+    path.write_text(line + "\n" + json.dumps(row), encoding="utf-8")
     store = TranscriptStore(path, "a model")
-    assert len(store) == 1 and store.get("k") == StoredTranscript("t", 1.0, 2.0)
+    assert len(store) == 1 and store.get(key) == StoredTranscript("t", 1.0, 2.0)
 
 
 def test_the_cache_folder_is_the_users_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,8 @@ def evaluate_command(
         bool, typer.Option("--fresh", help="Recognise everything anew, whatever was kept of earlier runs.")
     ] = False,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let a model of another project run its own code here.")
+        bool,
+        typer.Option("--trust-remote-code", help="Let a model of another project run its own code here."),
     ] = False,
     api_key: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
@@ -135,7 +136,9 @@ def evaluate_command(
         width = max(40, shutil.get_terminal_size((100, 24)).columns)
         typer.echo(format_summary(result))
         typer.echo(f"\n{format_samples(result, NUM_SHOWN_SAMPLES, width)}\n")
-        typer.echo(f"To look at and listen to: {folder / PAGE_FILE}   as text: {folder / RESULTS_TEXT_FILE}\n")
+        typer.echo(
+            f"To look at and listen to: {folder / PAGE_FILE}   as text: {folder / RESULTS_TEXT_FILE}\n"
+        )
     if len(results) > 1:
         typer.echo(format_macro_table(results))
 
@@ -155,7 +158,9 @@ def evaluate_into(
     if fresh:
         store.remove()
     elif len(store) and not recogniser.costs_money:
-        typer.echo(f"Going on where it was stopped: {len(store):,} transcripts are in {store.path}.", err=True)
+        typer.echo(
+            f"Going on where it was stopped: {len(store):,} transcripts are in {store.path}.", err=True
+        )
     replaced = previous_evaluation(folder)
     try:
         result = evaluate(recogniser, source, store=store, show_progress=True, **options)

@@ -118,7 +118,7 @@ def evaluate(
         normalizer=normalizer,
         model=model_name,
         data=source.name,
-        left_out=list(source.problems),
+        left_out=[*source.problems, *source.excluded],
         details={
             "date": started,
             "hardware": hardware(),

@@ -40,15 +40,16 @@ class TranscriptStore:
 
     def __init__(self, path: Path, identity: str) -> None:
         self.path = path
-        self._identity = hashlib.blake2b(identity.encode("utf-8", "backslashreplace")).digest()
-        self._transcripts = dict(_read_lines(path))
+        self._identity = _hash(identity)
+        rows = _read_lines(path)
+        self._transcripts = {key: row for key, row in rows if key.startswith(self._identity)}
 
     def __len__(self) -> int:
         return len(self._transcripts)
 
     def key(self, waveform: NDArray[np.float32]) -> str:
         """The key of a waveform float32 (S,)."""
-        return hashlib.blake2b(waveform.tobytes(), digest_size=16, key=self._identity).hexdigest()
+        return f"{self._identity}-{hashlib.blake2b(waveform.tobytes(), digest_size=16).hexdigest()}"
 
     def get(self, key: str) -> StoredTranscript | None:
         """What is known of a key."""
@@ -71,8 +72,7 @@ class TranscriptStore:
 
 def cached_store(identity: str) -> TranscriptStore:
     """The store of a recogniser whose transcripts are kept for good, in the user's cache folder."""
-    name = hashlib.blake2b(identity.encode("utf-8", "backslashreplace"), digest_size=16).hexdigest()
-    return TranscriptStore(cache_folder() / "transcripts" / f"{name}.jsonl", identity)
+    return TranscriptStore(cache_folder() / "transcripts" / f"{_hash(identity)}.jsonl", identity)
 
 
 def cache_folder() -> Path:
@@ -84,6 +84,10 @@ def cache_folder() -> Path:
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "tiny-audio"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tiny-audio"
+
+
+def _hash(identity: str) -> str:
+    return hashlib.blake2b(identity.encode("utf-8", "backslashreplace"), digest_size=16).hexdigest()
 
 
 def _read_lines(path: Path) -> list[tuple[str, StoredTranscript]]:
