@@ -15,7 +15,8 @@ ANSWERS: dict[int, str | Exception] = {4000: "one two", 8000: "free", 6000: "nin
 @pytest.fixture(autouse=True)
 def in_an_empty_folder_with_a_listener(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(providers.PROVIDERS, "listener", lambda model, device: Listener(ANSWERS))
+    entry = providers.ProviderEntry(lambda model, device, trust: Listener(ANSWERS), "a stand-in")
+    monkeypatch.setitem(providers.PROVIDERS, "listener", entry)
 
 
 def make_run(folder: Path, train: object) -> Path:
