@@ -153,9 +153,7 @@ def read_rows(path: Path) -> tuple[list[Row], list[str]]:
     rows: list[Row] = []
     problems: list[str] = []
     keys: dict[tuple[str, ...], int] = {}
-    for number, line in enumerate(
-        text.split("\n")[:-1] if text.endswith("\n") else text.split("\n"), start=1
-    ):
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], start=1):
         try:
             row = json.loads(line, parse_constant=_refuse_constant, object_pairs_hook=_object_without_repeats)
             wrong = row_problems(row)
