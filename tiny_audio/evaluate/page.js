@@ -42,7 +42,9 @@
     button.addEventListener("click", () => {
       if (!audio.paused) return audio.pause();
       for (const other of audios) if (other !== audio) other.pause();
-      audio.play().catch(() => { time.textContent = "cannot be played"; });
+      audio.play().catch((error) => {
+        if (error.name !== "AbortError") time.textContent = "cannot be played";  // an abort is a quick pause
+      });
     });
     seek.addEventListener("input", () => { audio.currentTime = seek.value; });
     for (const event of ["play", "pause", "ended", "seeked"]) audio.addEventListener(event, draw);
