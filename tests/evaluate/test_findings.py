@@ -139,11 +139,8 @@ def test_a_failed_utterance_is_no_suspect() -> None:
     assert not reasons(result)
 
 
-def test_changes_are_paired_by_id_and_the_interval_holds_the_difference() -> None:
+def test_changes_are_paired_by_id() -> None:
     before = make_result([("a", "one two", ""), ("b", "one two", "one two"), ("x", "one", "")])
     after = make_result([("b", "one two", "one"), ("a", "one two", "one two"), ("y", "one", "")])
     pairs = findings.changes(before, after)
     assert [(pair.after.id, pair.errors_saved) for pair in pairs] == [("b", -1), ("a", 2)]
-    difference, (low, high) = findings.difference_interval(pairs)
-    assert difference == -0.25 and low == -1.0 and high == 0.5
-    assert findings.difference_interval([]) == (0.0, (0.0, 0.0))

@@ -21,7 +21,7 @@ RECOGNISER = """
 import os, sys, time, wave
 frames = wave.open(sys.argv[1]).getnframes()
 number = (frames - 4000) // 400
-open("calls.txt", "a").write(f"{number}\\n")
+open(os.environ["CALLS"], "a").write(f"{number}\\n")
 time.sleep(float(os.environ["DELAY"]))
 print("word", number if number != 3 else "zebra")
 """
@@ -43,9 +43,10 @@ def command(output: str) -> list[str]:
     return [sys.executable, "-m", "tiny_audio", *arguments]
 
 
-def environment(delay_seconds: float = 0.0) -> dict[str, str]:
+def environment(delay_seconds: float, calls: str) -> dict[str, str]:
     path = str(Path(__file__).parents[2])
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "DELAY": str(delay_seconds)}
+    more = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "DELAY": str(delay_seconds), "CALLS": calls}
+    return {**os.environ, **more}
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def folder(tmp_path: Path) -> Path:
 def test_killed_and_continued_is_the_same_as_never_killed(folder: Path) -> None:
     kept = folder / "stopped" / ".transcripts.jsonl"
     process = subprocess.Popen(
-        command("stopped"), cwd=folder, env=environment(0.3), stderr=subprocess.DEVNULL
+        command("stopped"), cwd=folder, env=environment(0.3, "calls-killed.txt"), stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 60
     while not kept.exists() or kept.read_text().count('"key"') < 4:
@@ -68,16 +69,21 @@ def test_killed_and_continued_is_the_same_as_never_killed(folder: Path) -> None:
     process.wait()
     assert not (folder / "stopped" / "metrics.json").exists()
     num_kept = kept.read_text(encoding="utf-8").count('"key"')
-    (folder / "calls.txt").unlink()
 
     def run(output: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(command(output), cwd=folder, env=environment(), capture_output=True, text=True)
+        return subprocess.run(
+            command(output),
+            cwd=folder,
+            env=environment(0, f"calls-{output}.txt"),
+            capture_output=True,
+            text=True,
+        )
 
     continued = run("stopped")
     assert continued.returncode == 0, continued.stderr
     assert f"Going on where it was stopped: {num_kept} transcripts" in continued.stderr
     # what was left, and the call that warms up
-    assert len((folder / "calls.txt").read_text().split()) == NUM_CLIPS - num_kept + 1
+    assert len((folder / "calls-stopped.txt").read_text().split()) == NUM_CLIPS - num_kept + 1
     assert not kept.exists()
     assert run("whole").returncode == 0
     lines = [(folder / name / "results.jsonl").read_text() for name in ("stopped", "whole")]
@@ -102,7 +108,9 @@ def test_only_what_was_recognised_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_fresh_evaluation_asks_again(folder: Path) -> None:
-    process = subprocess.Popen(command("again"), cwd=folder, env=environment(0.3), stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command("again"), cwd=folder, env=environment(0.3, "calls-killed.txt"), stderr=subprocess.DEVNULL
+    )
     kept = folder / "again" / ".transcripts.jsonl"
     deadline = time.monotonic() + 60
     while not kept.exists():
@@ -110,8 +118,9 @@ def test_a_fresh_evaluation_asks_again(folder: Path) -> None:
         time.sleep(0.02)
     process.kill()
     process.wait()
-    (folder / "calls.txt").unlink()
     arguments = [*command("again"), "--fresh"]
-    done = subprocess.run(arguments, cwd=folder, env=environment(), capture_output=True, text=True)
+    done = subprocess.run(
+        arguments, cwd=folder, env=environment(0, "calls.txt"), capture_output=True, text=True
+    )
     assert done.returncode == 0 and "Going on" not in done.stderr
     assert len((folder / "calls.txt").read_text().split()) == NUM_CLIPS + 1

@@ -63,7 +63,11 @@ def evaluate_command(
         typer.Option(min=1, help="Score this many utterances, the same ones every time.", show_default=False),
     ] = None,
     provider: Annotated[
-        str, typer.Option(help=f"Who recognises: {', '.join(PROVIDERS)}.")
+        str,
+        typer.Option(
+            help="Who recognises, and what MODEL is then. "
+            + " ".join(f"{name}: {entry.help}." for name, entry in PROVIDERS.items())
+        ),
     ] = DEFAULT_PROVIDER,
     normalizer: Annotated[
         str | None,
@@ -114,11 +118,12 @@ def evaluate_command(
         default, reason = default_data(model if provider == DEFAULT_PROVIDER else None)
         typer.echo(f"Testing on {default}: {reason}.", err=True)
         data = [default]
-    sets = [name for item in data for name in expand_sets(item)]
-    folders = output_folders(sets, model or provider, output_dir)
+    name = model or provider
+    sets = [each for item in data for each in expand_sets(item)]
+    folders = output_folders(sets, name, output_dir)
     for folder in folders:
         check_output_dir(folder)
-    sources = [open_source(name) for name in sets]
+    sources = [open_source(each) for each in sets]
     recogniser = load_provider(provider, model, device, trust_remote_code=trust_remote_code)
     results = []
     for source, folder in zip(sources, folders, strict=True):
@@ -126,7 +131,7 @@ def evaluate_command(
             folder,
             recogniser,
             source,
-            model_name=model or provider,
+            model_name=name,
             normalizer=normalizer,
             batch_size=batch_size,
             max_samples=max_samples,

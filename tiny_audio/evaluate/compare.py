@@ -22,9 +22,10 @@ from tiny_audio.evaluate.comparison import (
     verdict,
 )
 from tiny_audio.evaluate.normalize import NORMALIZERS, get_normalizer
+from tiny_audio.evaluate.page import audio_reader, write_page
 from tiny_audio.evaluate.providers import printable
 from tiny_audio.evaluate.report import RULE, aligned_lines
-from tiny_audio.evaluate.results import read_evaluation
+from tiny_audio.evaluate.results import PAGE_FILE, read_evaluation
 from tiny_audio.files import write_files
 
 COMPARISON_TEXT_FILE, COMPARISON_FILE = "comparison.txt", "comparison.json"
@@ -53,7 +54,8 @@ def compare_command(
     output_dir: Annotated[
         Path | None,
         typer.Option(
-            help=f"Also write {COMPARISON_TEXT_FILE} and {COMPARISON_FILE} there.", show_default=False
+            help=f"Also write {COMPARISON_TEXT_FILE}, {COMPARISON_FILE} and, of two runs, {PAGE_FILE} there.",
+            show_default=False,
         ),
     ] = None,
 ) -> None:
@@ -93,6 +95,9 @@ def compare_command(
     if output_dir is not None:
         write_comparison(comparison, output_dir)
         typer.echo(f"Written: {output_dir / COMPARISON_TEXT_FILE} and {COMPARISON_FILE}")
+        if len(comparison.runs) == 2:
+            write_page(comparison.runs, output_dir / PAGE_FILE, audio_reader(comparison.runs[0]))
+            typer.echo(f"To look at and listen to: {output_dir / PAGE_FILE}")
 
 
 def format_comparison(comparison: Comparison, width: int | None = None) -> str:

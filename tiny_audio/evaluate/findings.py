@@ -335,26 +335,3 @@ def changes(baseline: EvalResult, result: EvalResult) -> list[Change]:
     return [
         Change(before[utterance.id], utterance) for utterance in result.utterances if utterance.id in before
     ]
-
-
-def difference_interval(
-    pairs: Sequence[Change], num_resamples: int = 1000
-) -> tuple[float, tuple[float, float]]:
-    """Rate of the second run less that of the first on the same utterances, and its 95% interval.
-
-    Utterances are drawn together for both runs (Bisani & Ney 2004), since what is hard for one is hard for
-    the other.
-    """
-    if not pairs:
-        return 0.0, (0.0, 0.0)
-    saved = np.array([pair.errors_saved for pair in pairs], dtype=np.float64)
-    lengths = np.array(
-        [pair.after.score.alignment.counts.reference_length for pair in pairs], dtype=np.float64
-    )
-    generator = np.random.default_rng(0)
-    drawn_rates = np.empty(num_resamples)
-    for index in range(num_resamples):
-        drawn = generator.integers(0, len(pairs), size=len(pairs))
-        drawn_rates[index] = -saved[drawn].sum() / max(lengths[drawn].sum(), 1)
-    low, high = np.quantile(drawn_rates, [0.025, 0.975])
-    return float(-saved.sum() / max(lengths.sum(), 1)), (float(low), float(high))

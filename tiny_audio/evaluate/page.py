@@ -17,6 +17,7 @@ from tiny_audio.evaluate import findings
 from tiny_audio.evaluate.clips import MAX_CLIP_SECONDS, AudioReader, Clip, ClipMaker, audio_reader
 from tiny_audio.evaluate.findings import Change, DiffToken, Group, Suspicion
 from tiny_audio.evaluate.results import EvalResult, UtteranceResult
+from tiny_audio.evaluate.significance import paired_bootstrap
 from tiny_audio.evaluate.wer import EditCounts
 from tiny_audio.files import write_files
 
@@ -265,16 +266,19 @@ def _comparison(baseline: EvalResult, result: EvalResult, cards: _Cards) -> dict
     by_size = sorted(pairs, key=lambda pair: (-abs(pair.errors_saved), pair.after.id))
     wins = [pair for pair in by_size if pair.errors_saved > 0]
     losses = [pair for pair in by_size if pair.errors_saved < 0]
-    difference, interval = findings.difference_interval(pairs)
-    low, high = interval
+    errors = [[side.score.alignment.counts.errors for side in (pair.before, pair.after)] for pair in pairs]
+    before, after = ([row[column] for row in errors] for column in (0, 1))
+    lengths = [pair.after.score.alignment.counts.reference_length for pair in pairs]
+    drawn = paired_bootstrap(before, after, lengths)
+    low, high = drawn.low, drawn.high
     better = "B makes fewer errors" if high < 0 else "A makes fewer errors"
 
     def cards_of(chosen: Iterable[Change]) -> list[Card]:
         return [cards.make(pair.after) for pair in chosen]
 
     return {
-        "difference": difference,
-        "interval": interval,
+        "difference": (sum(after) - sum(before)) / max(sum(lengths), 1),
+        "interval": (low, high),
         "verdict": "The interval holds 0: these runs may be equally good."
         if low <= 0 <= high
         else f"{better}; chance alone would hardly do that.",

@@ -25,16 +25,13 @@ from tiny_audio.evaluate.providers import KEY_VARIABLES, Waveform
 if TYPE_CHECKING:
     import httpx
 
-# USD for an hour of audio at list price, without free tiers and discounts, by host and model; read on 2026-10-07 from
-# assemblyai.com/pricing and openai.com/api/pricing. OpenAI bills its newer models by tokens: theirs are its estimates.
+# USD for an hour of audio at list price, without free tiers and discounts, by host and model: AssemblyAI's as a copy
+# of its price page of 2026-10-07 had them, whisper-1 at $0.006 a minute. For other models no cost is shown rather than
+# a wrong one.
 PRICES_USD_PER_HOUR = {
     ("api.assemblyai.com", "universal-3-5-pro"): 0.21,
     ("api.assemblyai.com", "universal-2"): 0.15,
-    ("api.eu.assemblyai.com", "universal-3-5-pro"): 0.21,
-    ("api.eu.assemblyai.com", "universal-2"): 0.15,
     ("api.openai.com", "whisper-1"): 0.36,
-    ("api.openai.com", "gpt-4o-transcribe"): 0.36,
-    ("api.openai.com", "gpt-4o-mini-transcribe"): 0.18,
 }
 LANGUAGE = "en"
 

@@ -18,9 +18,10 @@ from tiny_audio.data.source import Source
 from tiny_audio.data.sources import open_source, open_sources
 from tiny_audio.errors import UserError
 from tiny_audio.evaluate.normalize import default_normalizer
+from tiny_audio.evaluate.page import audio_reader, write_page
 from tiny_audio.evaluate.providers import TinyAudioProvider
 from tiny_audio.evaluate.report import write_results, write_samples
-from tiny_audio.evaluate.results import EvalResult, metrics_record
+from tiny_audio.evaluate.results import PAGE_FILE, EvalResult, metrics_record
 from tiny_audio.evaluate.runner import evaluate, sample_indices
 from tiny_audio.evaluate.scoring import evaluate_batches
 from tiny_audio.files import write_files
@@ -114,6 +115,7 @@ def _finish(
         show_progress=True,
     )
     write_results(result, folder)
+    write_page([result], folder / PAGE_FILE, audio_reader(result))
     metrics = {
         **metrics_record(result),
         "train_seconds": progress.train_seconds,
