@@ -186,6 +186,7 @@ def load_transformers(model: str, device: str, trust_remote_code: bool) -> Trans
     check_device(device)
     where = find_model(resolve_model_path(model))
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # its advice to developers, once a batch, would hide the progress
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     try:
         if PreTrainedConfig.get_config_dict(where)[0].get("model_type") == TinyAudioConfig.model_type:

@@ -1,19 +1,14 @@
-"""docs/seed-commands.md: each command of ours is parsed by what it names, and "not yet" is true."""
+"""The commands that documents show are parsed by the programs they name; in seed-commands.md, "not yet" is true."""
 
 from __future__ import annotations
 
 import re
 import runpy
-import shlex
-from pathlib import Path
 
 import pytest
-import typer
 
-from tiny_audio import cli
-from tiny_audio.train.config import compose_config
+from tests.documented import ROOT, documented_commands, parses
 
-ROOT = Path(__file__).resolve().parents[1]
 ROW = re.compile(r"^\| `(?P<then>[^`]+)` \| `(?P<now>[^`]+)` \| (?P<state>works|not yet) \|$")
 
 
@@ -23,28 +18,6 @@ def table() -> list[tuple[str, str, str]]:
     matches = [ROW.match(row) for row in rows]
     assert all(matches), "a row that is not | `then` | `now` | works or not yet |"
     return [(match["then"], match["now"], match["state"]) for match in matches if match]
-
-
-def parses(command_line: str) -> bool:
-    """Whether the program named takes this command line, found by its own parser and without running it."""
-    program, *arguments = shlex.split(command_line)
-    if program == "make":
-        return arguments[0] in runpy.run_path(str(ROOT / "tasks.py"))["TARGETS"]
-    assert program == "tiny-audio"
-    name, *arguments = arguments
-    if name not in cli.COMMANDS:
-        return False
-    command = cli.COMMANDS[name]
-    app = typer.Typer(add_completion=False)
-    app.command()(getattr(__import__(command.module, fromlist=["_"]), command.function))
-    context = typer.main.get_command(app).make_context(name, arguments)
-    if name == "train":
-        compose_config(context.params["overrides"] or [])
-    if provider := context.params.get("provider"):
-        from tiny_audio.evaluate.providers import PROVIDERS
-
-        return provider in PROVIDERS
-    return True
 
 
 @pytest.mark.parametrize(("then", "now", "state"), table(), ids=lambda value: value)
@@ -70,3 +43,21 @@ def test_the_makefile_and_tasks_have_the_same_targets() -> None:
 def test_no_seed_command_is_listed_twice() -> None:
     commands = [then for then, _, _ in table()]
     assert len(commands) == len(set(commands))
+
+
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_the_commands_that_documents_show_exist(document: str) -> None:
+    wrong = [command for command in documented_commands(ROOT / document) if not parses(command)]
+    assert wrong == []
+
+
+def test_documents_show_commands() -> None:
+    assert len(documented_commands(ROOT / "README.md")) > 10
+    assert len(documented_commands(ROOT / "docs" / "evaluation.md")) > 5
