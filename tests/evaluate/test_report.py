@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.evaluate.listener import Listener, write_manifest
+from tiny_audio import files
 from tiny_audio.data.sources import open_source
 from tiny_audio.errors import UserError
-from tiny_audio.evaluate import report
 from tiny_audio.evaluate.report import (
     aligned_lines,
     format_samples,
@@ -137,7 +137,7 @@ def test_a_full_disk_leaves_no_folder_behind(
     def write_to_a_full_disk(contents: dict[Path, str]) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(report, "write_files", write_to_a_full_disk)
+    monkeypatch.setattr(files, "write_files", write_to_a_full_disk)
     with pytest.raises(OSError, match=r"No space left on device: '.*results'"):
         write_results(result, tmp_path / "results")
     assert not (tmp_path / "results").exists()

@@ -7,7 +7,6 @@ import hashlib
 import io
 import logging
 import os
-import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from tiny_audio.data.known_sets import TextRules
 from tiny_audio.data.source import LazySequence, Source, show_progress
 from tiny_audio.data.utterance import AudioRef, Problem, Utterance
 from tiny_audio.errors import UserError
+from tiny_audio.files import cache_folder
 from tiny_audio.hub.asr_audio import AudioError, audio_seconds, load_audio
 
 logger = logging.getLogger(__name__)
@@ -361,14 +361,3 @@ def _save_lengths(cache: Path, lengths: np.ndarray) -> None:
         logger.warning("%s: lengths could not be kept (%s)", cache, error.strerror)
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-
-
-def cache_folder() -> Path:
-    """The user's cache folder for Tiny Audio; ``TINY_AUDIO_CACHE`` names another."""
-    if named := os.environ.get("TINY_AUDIO_CACHE"):
-        return Path(named)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "tiny-audio"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "tiny-audio"
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tiny-audio"

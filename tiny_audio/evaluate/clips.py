@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tiny_audio.data.source import Source
+from tiny_audio.evaluate.providers import SAMPLING_RATE
 from tiny_audio.evaluate.results import EvalResult
 
 logger = logging.getLogger(__name__)
 
 AudioReader = Callable[[str], "NDArray[np.float32] | None"]
 
-SAMPLING_RATE = 16_000
 MAX_CLIP_SECONDS = 20.0
 MAX_TOTAL_BYTES = 6_000_000  # of MP3: about 8 MB of page, some 20 minutes
 # 40 kbit/s at a constant rate: speech stays clear, and a browser knows the length without reading it all.
@@ -108,20 +109,22 @@ def outline_path(waveform: NDArray[np.float32]) -> str:
 class _SourceReader:
     """Opens its source at the first call; what goes wrong costs only the sound, and is warned of once."""
 
-    def __init__(self, spec: str) -> None:
+    def __init__(self, spec: str, source: Source | None) -> None:
         self._spec = spec
+        self._source = source
         self._rows: dict[str, int] | None = None
         self._has_warned = False
 
     def __call__(self, utterance_id: str) -> NDArray[np.float32] | None:
         try:
             if self._rows is None:
-                from tiny_audio.data.sources import open_source
-
                 self._rows = {}  # a source that cannot be opened is not tried again for every utterance
-                self._source = open_source(self._spec)
+                if self._source is None:
+                    from tiny_audio.data.sources import open_source
+
+                    self._source = open_source(self._spec)
                 self._rows = {item.id: row for row, item in enumerate(self._source.utterances())}
-            if utterance_id not in self._rows:
+            if self._source is None or utterance_id not in self._rows:
                 return None
             utterance = self._source.utterances()[self._rows[utterance_id]]
             return np.asarray(self._source.read(utterance), dtype=np.float32)
@@ -132,9 +135,9 @@ class _SourceReader:
             return None
 
 
-def audio_reader(result: EvalResult) -> AudioReader:
-    """Reads the audio of an evaluation by utterance id from the SOURCE that its `data` names.
+def audio_reader(result: EvalResult, source: Source | None = None) -> AudioReader:
+    """Reads the audio of an evaluation by utterance id, from `source` or else the SOURCE that its `data` names.
 
     The reader gives a 16 kHz mono waveform (S,), or None where there is none or it cannot be read.
     """
-    return _SourceReader(result.data)
+    return _SourceReader(result.data, source)

@@ -176,7 +176,7 @@ def evaluate_into(
         )
         raise
     write_results(result, folder)
-    write_page([result], folder / PAGE_FILE, audio_reader(result))
+    write_page([result], folder / PAGE_FILE, audio_reader(result, source))
     if not recogniser.costs_money:
         store.remove()
     if replaced is not None and replaced != (result.model, result.data):

@@ -26,7 +26,7 @@ from tiny_audio.evaluate.page import audio_reader, write_page
 from tiny_audio.evaluate.providers import printable
 from tiny_audio.evaluate.report import RULE, aligned_lines
 from tiny_audio.evaluate.results import PAGE_FILE, read_evaluation
-from tiny_audio.files import write_files
+from tiny_audio.files import write_folder
 
 COMPARISON_TEXT_FILE, COMPARISON_FILE = "comparison.txt", "comparison.json"
 
@@ -133,22 +133,10 @@ def write_comparison(comparison: Comparison, output_dir: Path) -> None:
 
     Raises OSError when the folder cannot be written.
     """
-    is_new = not output_dir.exists()
-    output_dir.mkdir(parents=True, exist_ok=True)
     record = json.dumps(comparison_record(comparison), indent=2, ensure_ascii=False)
-    try:
-        write_files(
-            {
-                output_dir / COMPARISON_TEXT_FILE: format_comparison(comparison),
-                output_dir / COMPARISON_FILE: record + "\n",
-            }
-        )
-    except OSError as error:
-        if is_new:
-            output_dir.rmdir()
-        if error.filename is None:  # a full disk does not say where it was noticed
-            error.filename = str(output_dir)
-        raise
+    write_folder(
+        output_dir, {COMPARISON_TEXT_FILE: format_comparison(comparison), COMPARISON_FILE: record + "\n"}
+    )
 
 
 def _table(comparison: Comparison) -> str:

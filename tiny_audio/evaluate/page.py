@@ -200,18 +200,21 @@ class _Cards:
         if utterance.id not in self.heard_at:
             clip = self._clip_maker.make(utterance.id)
             self.heard_at[utterance.id] = anchor if clip else None
-        written = [(run.letter, by_id[utterance.id]) for run, by_id in self._by_id if utterance.id in by_id]
         return Card(
             anchor,
             utterance,
             [
                 CardRun(letter, item, findings.diff_tokens(item), item.score.alignment.counts)
-                for letter, item in written
+                for letter, item in self.written(utterance)
             ],
             clip,
             heard_at,
             reason,
         )
+
+    def written(self, utterance: UtteranceResult) -> list[tuple[str, UtteranceResult]]:
+        """The letter of each run that has the utterance, and what it made of it."""
+        return [(run.letter, by_id[utterance.id]) for run, by_id in self._by_id if utterance.id in by_id]
 
 
 def _facts(result: EvalResult) -> list[tuple[str, str]]:
@@ -266,8 +269,8 @@ def _comparison(baseline: EvalResult, result: EvalResult, cards: _Cards) -> dict
     by_size = sorted(pairs, key=lambda pair: (-abs(pair.errors_saved), pair.after.id))
     wins = [pair for pair in by_size if pair.errors_saved > 0]
     losses = [pair for pair in by_size if pair.errors_saved < 0]
-    errors = [[side.score.alignment.counts.errors for side in (pair.before, pair.after)] for pair in pairs]
-    before, after = ([row[column] for row in errors] for column in (0, 1))
+    before = [pair.before.score.alignment.counts.errors for pair in pairs]
+    after = [pair.after.score.alignment.counts.errors for pair in pairs]
     lengths = [pair.after.score.alignment.counts.reference_length for pair in pairs]
     drawn = paired_bootstrap(before, after, lengths)
     low, high = drawn.low, drawn.high
@@ -315,10 +318,8 @@ def _records(runs: Sequence[Run], suspected: Sequence[Suspicion], cards: _Cards)
         reasons.setdefault(suspicion.utterance.id, []).append(
             f"Suspected {suspicion.kind}: {suspicion.reason}"
         )
-    by_id = [(run.letter, {item.id: item for item in run.result.utterances}) for run in runs]
     records = []
     for utterance in runs[-1].result.utterances:
-        written = [(letter, items[utterance.id]) for letter, items in by_id if utterance.id in items]
         record = {
             "i": shown(utterance.id),
             "p": shown(utterance.speaker),
@@ -333,7 +334,7 @@ def _records(runs: Sequence[Run], suspected: Sequence[Suspicion], cards: _Cards)
                     item.score.alignment.operations,
                     shown(item.error),
                 ]
-                for letter, item in written
+                for letter, item in cards.written(utterance)
             ],
         }
         records.append({key: value for key, value in record.items() if value})

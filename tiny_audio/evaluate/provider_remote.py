@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -36,7 +37,7 @@ PRICES_USD_PER_HOUR = {
 LANGUAGE = "en"
 
 
-class RemoteProvider:
+class RemoteProvider(ABC):
     """A recogniser behind HTTP. Subclasses say how one clip is transcribed (`transcribe_one`)."""
 
     max_seconds: float | None = None
@@ -73,9 +74,9 @@ class RemoteProvider:
                 raise failures.exceptions[0] from None
         return [task.result() for task in tasks]
 
+    @abstractmethod
     async def transcribe_one(self, client: httpx.AsyncClient, waveform: Waveform) -> str:
         """The transcript of one mono 16 kHz waveform (S,). Raises RemoteError or UserError."""
-        raise NotImplementedError
 
     def read_text(self, answer: Any) -> str:
         """The text of `{"text": ...}`. Raises RemoteError for anything else."""

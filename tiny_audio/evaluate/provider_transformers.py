@@ -5,6 +5,7 @@ Greedy, in English where a model knows more languages, and without transformers'
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import Any
 
@@ -26,7 +27,7 @@ MAX_POSITIONS = 448
 NUM_PROMPT_TOKENS = 4  # Whisper's: start, language, task, no timestamps
 
 
-class TransformersProvider:
+class TransformersProvider(ABC):
     """What a seq2seq and a CTC model have in common.
 
     Args:
@@ -80,8 +81,9 @@ class TransformersProvider:
                 return list(self.transcribe_batch(waveforms))
             return [text for waveform in waveforms for text in self.transcribe_batch([waveform])]
 
+    @abstractmethod
     def transcribe_batch(self, waveforms: list[Waveform]) -> list[str]:
-        raise NotImplementedError
+        """One transcript per waveform of a batch that padding does not change."""
 
 
 class Seq2SeqProvider(TransformersProvider):

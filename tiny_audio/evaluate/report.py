@@ -20,7 +20,7 @@ from tiny_audio.evaluate.results import (
 )
 from tiny_audio.evaluate.scoring import score_texts
 from tiny_audio.evaluate.wer import DELETION, HIT, INSERTION, Alignment
-from tiny_audio.files import write_files
+from tiny_audio.files import write_files, write_folder
 
 RULE = "-" * 78
 
@@ -30,24 +30,15 @@ def write_results(result: EvalResult, output_dir: Path) -> None:
 
     Raises OSError when the folder cannot be written; what was there before is then still there.
     """
-    is_new = not output_dir.exists()
-    output_dir.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(utterance_record(utterance), ensure_ascii=False) for utterance in result.utterances)
-    try:
-        write_files(
-            {
-                output_dir / RESULTS_TEXT_FILE: format_report(result),
-                output_dir / RESULTS_LINES_FILE: "".join(f"{line}\n" for line in lines),
-                output_dir / METRICS_FILE: json.dumps(metrics_record(result), indent=2, ensure_ascii=False)
-                + "\n",
-            }
-        )
-    except OSError as error:
-        if is_new:
-            output_dir.rmdir()
-        if error.filename is None:  # a full disk does not say where it was noticed
-            error.filename = str(output_dir)
-        raise
+    write_folder(
+        output_dir,
+        {
+            RESULTS_TEXT_FILE: format_report(result),
+            RESULTS_LINES_FILE: "".join(f"{line}\n" for line in lines),
+            METRICS_FILE: json.dumps(metrics_record(result), indent=2, ensure_ascii=False) + "\n",
+        },
+    )
 
 
 def write_samples(path: Path, pairs: Sequence[tuple[str, str]], normalizer: str, heading: str = "") -> None:

@@ -18,7 +18,7 @@ from tiny_audio.data.source import Source, allowed_problems, list_problems
 from tiny_audio.data.utterance import Utterance
 from tiny_audio.errors import UserError
 from tiny_audio.evaluate.normalize import default_normalizer, get_normalizer
-from tiny_audio.evaluate.providers import Provider, Waveform, describe_failure
+from tiny_audio.evaluate.providers import SAMPLING_RATE, Provider, Waveform, describe_failure
 from tiny_audio.evaluate.results import EvalResult, UtteranceResult
 from tiny_audio.evaluate.scoring import score_texts, summarize
 from tiny_audio.evaluate.store import StoredTranscript, TranscriptStore
@@ -26,7 +26,6 @@ from tiny_audio.provenance import git_hash, hardware
 
 logger = logging.getLogger(__name__)
 
-SAMPLING_RATE = 16_000
 DEFAULT_BATCH_SIZE = 16
 # Audio held in memory at a time, read in the source's own order and then sorted by length: an hour is 230 MB.
 WINDOW_SECONDS = 3600.0

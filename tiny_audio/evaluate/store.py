@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-CACHE_VARIABLE = "TINY_AUDIO_CACHE"
+from tiny_audio.files import cache_folder
 
 
 @dataclass(frozen=True)
@@ -73,17 +71,6 @@ class TranscriptStore:
 def cached_store(identity: str) -> TranscriptStore:
     """The store of a recogniser whose transcripts are kept for good, in the user's cache folder."""
     return TranscriptStore(cache_folder() / "transcripts" / f"{_hash(identity)}.jsonl", identity)
-
-
-def cache_folder() -> Path:
-    """Where this user's programs keep what they could make again; $TINY_AUDIO_CACHE names another folder."""
-    if os.environ.get(CACHE_VARIABLE):
-        return Path(os.environ[CACHE_VARIABLE]).expanduser()
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "tiny-audio"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "tiny-audio"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tiny-audio"
 
 
 def _hash(identity: str) -> str:

@@ -115,7 +115,7 @@ def _finish(
         show_progress=True,
     )
     write_results(result, folder)
-    write_page([result], folder / PAGE_FILE, audio_reader(result))
+    write_page([result], folder / PAGE_FILE, audio_reader(result, test))
     metrics = {
         **metrics_record(result),
         "train_seconds": progress.train_seconds,
@@ -124,7 +124,6 @@ def _finish(
         "window_seconds": processor.window_seconds,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "hardware": hardware(),
     }
     write_files({folder / "metrics.json": json.dumps(metrics, indent=2) + "\n"})
     return RunResult(folder, model_folder, metrics, result, previous)
