@@ -1,11 +1,11 @@
 """Makes English speech to train the recipe `small` on: many voices, many kinds of sentences.
 
     python -m recipes.small.make_speech OUT [--hours 10] [--engines hibari,espeak,...] [--jobs 2] [--seed 0]
-    python -m recipes.small.make_speech OUT --real          also the real recordings that Debian packages hold
+    python -m recipes.small.make_speech OUT --real          the recordings of people that Debian packages hold
 
-Run it from the root of the repository. OUT/train, OUT/dev, OUT/test, OUT/newvoice/train and OUT/newvoice/test are sources
-for `tiny-audio train data.train=OUT/train`: parquet shards of some minutes each, speech as FLAC. No voice and no
-sentence is in two of train, dev and test; `newvoice` is one voice that is in none of them.
+Run it from the root of the repository. OUT/train, OUT/dev, OUT/test, OUT/newvoice/train and OUT/newvoice/test are
+sources for `tiny-audio train data.train=OUT/train`: parquet shards of some minutes each, speech as FLAC. No voice and
+no sentence is in two of train, dev and test; `newvoice` is one voice that is in none of them.
 
 A shard follows from its name and the seed alone. One that is there is not made again: a run that was stopped goes on
 where it stood, and more --hours or more --engines add shards to those that are there.
@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import concurrent.futures.process
 import json
 import multiprocessing
 import os
 import random
+import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +67,7 @@ class Shard:
 
 
 def plan(hours: float, engines: list[str]) -> list[Shard]:
-    """All shards in the order in which they are made: the quick engines first, so that there is soon something to use."""
+    """All shards in the order in which they are made: quick engines first, so that there is soon something to use."""
     total = sum(synthesizers.ENGINES[name].share for name in engines)
     shards = []
     for name in sorted(engines, key=lambda name: -synthesizers.ENGINES[name].speed):
@@ -85,8 +86,8 @@ def plan(hours: float, engines: list[str]) -> list[Shard]:
 # One shard --------------------------------------------------------------------------------------------------
 
 
-def make_shard(shard: Shard, out: Path, seed: int) -> dict[str, int]:
-    """Writes the parquet file of a shard; reasons why clips were left out -> how often."""
+def make_shard(shard: Shard, out: Path, seed: int) -> None:
+    """Writes the parquet file of a shard. Raises UserError where too many clips are no speech at all."""
     rng = random.Random(f"{seed} {shard.name}")
     speak = synthesizers.speaker(shard.engine)
     voices = synthesizers.voices_of(shard.engine, shard.split.partition("/")[0])
@@ -98,21 +99,22 @@ def make_shard(shard: Shard, out: Path, seed: int) -> dict[str, int]:
     while seconds < shard.seconds:
         (voice,) = rng.choices(voices, weights)
         text = sentences.draw(text_split, rng)
-        audio, rate = speak(text, voice, rng)
-        audio = finish(audio, rate, rng)
+        audio = finish(*speak(text, voice, rng), rng)
         length = len(audio) / SAMPLING_RATE
         reason = why_not(length, len(text))
         if reason:
             dropped[reason] += 1
-            if sum(dropped.values()) > 20 + LARGEST_DROP_SHARE * len(rows):
-                raise UserError(f"{shard.name}: {sum(dropped.values())} of {len(rows) + sum(dropped.values())} clips are "
-                                f"unusable ({', '.join(f'{count} {why}' for why, count in dropped.items())})")  # fmt: skip
+            if dropped.total() > 20 + LARGEST_DROP_SHARE * len(rows):
+                reasons = ", ".join(f"{count} {why}" for why, count in dropped.items())
+                raise UserError(
+                    f"{shard.name}: {dropped.total()} of {len(rows) + dropped.total()} clips are unusable ({reasons}); "
+                    f"listen to what {shard.engine} says, or leave it out of --engines"
+                )
             continue
         identity = f"{shard.engine}-{shard.index:04d}-{len(rows):03d}"
         rows.append(make_row(identity, audio, text, voice.speaker, shard.engine))
         seconds += length
     write_shard(shard.path(out), rows, dropped)
-    return dict(dropped)
 
 
 def why_not(seconds: float, num_characters: int) -> str | None:
@@ -161,26 +163,26 @@ def make_all(shards: list[Shard], out: Path, seed: int, jobs: int) -> None:
     progress = Progress(missing, jobs)
     if jobs == 1:
         for shard in missing:
-            started = time.monotonic()
-            make_shard(shard, out, seed)
-            progress.show(shard, time.monotonic() - started)
+            progress.show(shard, _timed_shard(shard, out, seed))
         return
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context) as pool:
+    # Ctrl-C reaches every process: the workers end at once and silently, and this one says how to go on.
+    pool = concurrent.futures.ProcessPoolExecutor(
+        jobs, mp_context=context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_DFL)
+    )
+    with pool:
         try:
-            for shard, elapsed in _in_processes(pool, missing, out, seed):
-                progress.show(shard, elapsed)
+            running = {pool.submit(_timed_shard, shard, out, seed): shard for shard in missing}
+            for job in concurrent.futures.as_completed(running):
+                progress.show(running[job], job.result())
+        except concurrent.futures.process.BrokenProcessPool as error:
+            raise UserError(
+                "a worker process died, perhaps for want of memory; the same command goes on, and "
+                f"--jobs {max(1, jobs // 2)} needs less"
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def _in_processes(
-    pool: concurrent.futures.ProcessPoolExecutor, shards: list[Shard], out: Path, seed: int
-) -> Iterator[tuple[Shard, float]]:
-    running = {pool.submit(_timed_shard, shard, out, seed): shard for shard in shards}
-    for job in concurrent.futures.as_completed(running):
-        yield running[job], job.result()
 
 
 def _timed_shard(shard: Shard, out: Path, seed: int) -> float:
@@ -243,14 +245,25 @@ def report(out: Path, shards: list[Shard]) -> str:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m recipes.small.make_speech", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.small.make_speech", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--hours", type=float, default=10.0, help="speech to train on, in all (default 10)")
-    parser.add_argument("--engines", default=",".join(synthesizers.ENGINES), help="comma-separated (default: all)")
+    parser.add_argument(
+        "--engines", default=",".join(synthesizers.ENGINES), help="comma-separated (default: all)"
+    )
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1) - 1), help="processes")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kokoro-styles", type=Path, default=synthesizers.KOKORO_STYLES)
-    parser.add_argument("--real", action="store_true", help="only the real recordings of Debian packages")
+    parser.add_argument("--seed", type=int, default=0, help="other speech for each number (default 0)")
+    parser.add_argument(
+        "--kokoro-styles",
+        type=Path,
+        default=synthesizers.KOKORO_STYLES,
+        help=f"folder `voices` of the npm package kokoro-js (default {synthesizers.KOKORO_STYLES})",
+    )
+    parser.add_argument(
+        "--real", action="store_true", help="write only the recordings of people in Debian packages"
+    )
     return parser.parse_args(arguments)
 
 
@@ -260,7 +273,9 @@ def check(options: argparse.Namespace) -> list[str]:
     for name in engines:
         if name not in synthesizers.ENGINES:
             known = ", ".join(synthesizers.ENGINES)
-            raise UserError(f"--engines: there is no {name}; there are {known}.{nearest(name, synthesizers.ENGINES)}")
+            raise UserError(
+                f"--engines: there is no {name}; there are {known}.{nearest(name, synthesizers.ENGINES)}"
+            )
     if not engines:
         raise UserError("--engines names no engine")
     if not 0 < options.hours <= 1000:

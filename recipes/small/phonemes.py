@@ -1,8 +1,8 @@
 """English text as the phonemes that Kokoro was trained on (the alphabet of its phonemiser, misaki), by espeak-ng.
 
-espeak-ng writes the International Phonetic Alphabet; Kokoro's own fallback for words that its lexicon lacks goes the same
-way. Diphthongs and affricates are one symbol there: A as in day, I as in my, W as in now, Y as in boy, O as in go
-(American), Q as in go (British). Stress stands before the vowel.
+espeak-ng writes the International Phonetic Alphabet; Kokoro's own fallback for words that its lexicon lacks goes the
+same way. Diphthongs and affricates are one symbol there: A as in day, I as in my, W as in now, Y as in boy, O as in go
+(American), Q as in go (British).
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ import re
 
 from tiny_audio.corpus.engines import Espeak
 
-UTF8, IPA_WITH_TIES = 1, 0x02 | (1 << 7) | (ord("^") << 8)  # espeakCHARS_UTF8; espeakPHONEMES_IPA, tie character ^
+UTF8, IPA_WITH_TIES = (
+    1,
+    0x02 | (1 << 7) | (ord("^") << 8),
+)  # espeakCHARS_UTF8; espeakPHONEMES_IPA, tie character ^
 
 # Longer ones first: with its tie, "a^ɪ" is one sound and "aɪ" would be two.
 FROM_IPA: dict[str, tuple[tuple[str, str], ...]] = {
@@ -23,7 +26,8 @@ FROM_IPA: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "us": (("o^ʊ", "O"), ("ə^ʊ", "O"), ("ɜː", "ɜɹ"), ("ɜɹɹ", "ɜɹ"), ("ɪ^ə", "iə"), ("e^ə", "ɛ"), ("ʊ^ə", "ʊ"),
            ("e", "A"), ("ɾ", "T"), ("ɒ", "ɔ"), ("o", "ɔ"), ("ː", "")),
-    "gb": (("ə^ʊ", "Q"), ("o^ʊ", "Q"), ("ɪ^ə", "ɪə"), ("e^ə", "ɛː"), ("ʊ^ə", "ʊə"), ("iə", "ɪə"), ("e", "ɛ"), ("o", "ɔ")),
+    "gb": (("ə^ʊ", "Q"), ("o^ʊ", "Q"), ("ɪ^ə", "ɪə"), ("e^ə", "ɛː"), ("ʊ^ə", "ʊə"), ("iə", "ɪə"), ("e", "ɛ"),
+           ("o", "ɔ")),
 }  # fmt: skip
 ACCENTS = {"us": "en-us", "gb": "en"}  # names of espeak-ng's voices
 
@@ -52,6 +56,8 @@ class Phonemizer(Espeak):
             buffer = ctypes.create_string_buffer(part.encode())
             place = ctypes.c_void_p(ctypes.addressof(buffer))
             while place.value:  # espeak-ng stops after each clause that it finds
-                clauses.append(self.library.espeak_TextToPhonemes(ctypes.byref(place), UTF8, IPA_WITH_TIES).decode())
+                clauses.append(
+                    self.library.espeak_TextToPhonemes(ctypes.byref(place), UTF8, IPA_WITH_TIES).decode()
+                )
             spoken.append(to_misaki(" ".join(clauses).strip(), accent) + mark[:1])
         return " ".join(spoken)

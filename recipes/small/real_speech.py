@@ -80,7 +80,22 @@ COLLECTIONS = (
 def load(path: Path) -> np.ndarray:
     """float32 (samples,) at 16 kHz. G.722, which libsndfile does not read, by ffmpeg."""
     if path.suffix == ".g722":
-        command = ["ffmpeg", "-v", "error", "-f", "g722", "-i", str(path), "-f", "f32le", "-ac", "1", "-ar", "16000", "-"]
+        command = [
+            "ffmpeg",
+            "-v",
+            "error",
+            "-f",
+            "g722",
+            "-i",
+            str(path),
+            "-f",
+            "f32le",
+            "-ac",
+            "1",
+            "-ar",
+            "16000",
+            "-",
+        ]
         return np.frombuffer(subprocess.run(command, check=True, capture_output=True).stdout, np.float32)
     audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
     mono = audio.mean(axis=1)

@@ -19,32 +19,42 @@ WORDNET = Path("/usr/share/wordnet")
 FORTUNES = Path("/usr/share/games/fortunes")
 # The other files of the package hold program listings, verse in dialect, or definitions full of abbreviations.
 FORTUNE_FILES = (
-    "fortunes literature kids love people politics science wisdom work miscellaneous humorists platitudes "
-    "cookie computers men-women education food medicine law news sports travel riddles art pets"
-).split()
+    "fortunes literature kids love people politics science wisdom work miscellaneous humorists platitudes cookie "
+    "computers men-women education food medicine law news sports travel riddles art pets"
+)
 
 # Characters per second of speech at an ordinary pace: what is longer than 25 s is not worth synthesising.
 LONGEST_CHARACTERS = 330
 SHORTEST_CHARACTERS = 8
 TITLES = frozenset({"Mr", "Mrs", "Dr", "Ms"})
-SPELLED = frozenset({"TV", "DVD", "CD", "OK", "FBI", "CIA", "USA", "BBC", "ID"})  # said letter by letter by all engines
-TO_PLAIN = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "-", "\t": " ", "\u00a0": " "})
+SPELLED = frozenset(
+    {"TV", "DVD", "CD", "OK", "FBI", "CIA", "USA", "BBC", "ID"}
+)  # by every engine, letter by letter
+TO_PLAIN = str.maketrans(
+    {"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "-", "\t": " ", "\u00a0": " "}
+)
 WORD = re.compile(r"[A-Za-z]+(?:'[A-Za-z]+)*'?")
-SENTENCE_END = re.compile(r"(?<!\bMr\.)(?<!\bMrs\.)(?<!\bDr\.)(?<!\bMs\.)(?<!\b[A-Z]\.)(?<=[.?!])[\"']*\s+(?=[\"'A-Z])")
+SENTENCE_END = re.compile(
+    r"(?<!\bMr\.)(?<!\bMrs\.)(?<!\bDr\.)(?<!\bMs\.)(?<!\b[A-Z]\.)(?<=[.?!])[\"']*\s+(?=[\"'A-Z])"
+)
 SHARE_OF_SPLIT = {"test": 0.04, "dev": 0.03}  # of all sentences; the rest is for training
 
 
 def clean(text: str) -> str | None:
     """The sentence as Whisper would write it, or None where what is written is not what would be said."""
     text = text.translate(TO_PLAIN).replace('"', " ").replace("`", " ")
-    text = re.sub(r"(?<!\w)'+|'+(?!\w)", lambda match: "'" if match[0] == "'" and _is_plural(text, match) else " ", text)
+    text = re.sub(
+        r"(?<!\w)'+|'+(?!\w)", lambda match: "'" if match[0] == "'" and _is_plural(text, match) else " ", text
+    )
     text = re.sub(r"\s*(?:--+| - |\.{3,}(?=\s*\w))\s*", ", ", text)
     text = re.sub(r"\.{3,}", ".", text)
     text = re.sub(r"([?!])[?!]+", r"\1", text)
     text = " ".join(re.sub(r"\s+([,.;:?!])", r"\1", text).split()).strip(" ,;:-")
     if text and text[-1] not in ".?!":
         text += "."
-    if not SHORTEST_CHARACTERS <= len(text) <= LONGEST_CHARACTERS or not re.fullmatch(r"[A-Za-z',;:.?! -]+", text):
+    if not SHORTEST_CHARACTERS <= len(text) <= LONGEST_CHARACTERS or not re.fullmatch(
+        r"[A-Za-z',;:.?! -]+", text
+    ):
         return None
     if re.search(r"[.?!][A-Za-z]|,{2}|[,;:] ?[,;:.?!]|-(?!\w)|(?<!\w)-", text):
         return None
@@ -62,7 +72,19 @@ def _is_plural(text: str, match: re.Match[str]) -> bool:
 def _is_said(word: str, with_mark: str) -> bool:
     if not WORD.fullmatch(word):
         return False
-    if with_mark.endswith(".") and word in {"etc", "vs", "Inc", "Ltd", "Jr", "Sr", "St", "Prof", "Co", "Corp", "No"}:
+    if with_mark.endswith(".") and word in {
+        "etc",
+        "vs",
+        "Inc",
+        "Ltd",
+        "Jr",
+        "Sr",
+        "St",
+        "Prof",
+        "Co",
+        "Corp",
+        "No",
+    }:
         return False
     if word in TITLES or word in SPELLED:
         return True
@@ -70,7 +92,9 @@ def _is_said(word: str, with_mark: str) -> bool:
         return word in "AaIO"
     if word.isupper() or re.search(r"[a-z][A-Z]", re.sub(r"^(Mc|Mac|[OD]')", "", word)):
         return False
-    return bool(re.search(r"[aeiouy]", word, re.IGNORECASE)) and not re.search(r"[bcdfghjklmnpqrstvwxz]{6}", word)
+    return bool(re.search(r"[aeiouy]", word, re.IGNORECASE)) and not re.search(
+        r"[bcdfghjklmnpqrstvwxz]{6}", word
+    )
 
 
 def split_of(sentence: str) -> str:
@@ -97,18 +121,20 @@ def wordnet_examples(folder: Path = WORDNET) -> Iterator[str]:
 
 def fortunes(folder: Path = FORTUNES) -> Iterator[str]:
     """The sentences of quotations and jokes, without who said them."""
-    for name in FORTUNE_FILES:
+    for name in FORTUNE_FILES.split():
         path = folder / name
         if not path.is_file():
             continue
-        for entry in path.read_text(encoding="utf-8", errors="replace").split("\n%\n"):
+        for entry in re.split(r"^%$", path.read_text(encoding="utf-8", errors="replace"), flags=re.MULTILINE):
             lines = [line for line in entry.splitlines() if not re.match(r"\s*--", line)]
-            yield from SENTENCE_END.split(" ".join(" ".join(lines).split()))
+            yield from filter(None, SENTENCE_END.split(" ".join(" ".join(lines).split())))
 
 
 def bible_verses(command: str = "bible") -> Iterator[str]:
     """Verses of the King James Bible; those of one sentence or less."""
-    printed = subprocess.run([command, "-f", "gen1:1-rev22:21"], capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(
+        [command, "-f", "gen1:1-rev22:21"], capture_output=True, text=True, check=True
+    ).stdout
     for line in printed.splitlines():
         yield re.sub(r"^\S+\s+", "", line)
 

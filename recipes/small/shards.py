@@ -30,7 +30,7 @@ def make_row(identity: str, audio: np.ndarray, text: str, speaker: str, source: 
 
 
 def encode(audio: np.ndarray) -> bytes:
-    """As FLAC: 65 MB an hour. Opus would be a fifth of that, but takes longer than the quick synthesisers themselves."""
+    """As FLAC, 65 MB an hour. Opus would be a fifth, but takes longer than the quick synthesisers themselves."""
     buffer = io.BytesIO()
     soundfile.write(buffer, audio, SAMPLING_RATE, format="FLAC", subtype="PCM_16")
     return buffer.getvalue()

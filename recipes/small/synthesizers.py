@@ -25,12 +25,15 @@ from tiny_audio.corpus.voices import Voice, table
 from tiny_audio.errors import UserError
 
 Speech = tuple[np.ndarray, int]  # float32 (samples,) within [-1, 1], and its sampling rate
-LONGEST_INPUT = 500  # symbols that Kokoro takes; its tables of styles have 510 rows
+LONGEST_INPUT = 500  # symbols that Kokoro takes: its tables of styles have 510 rows
 KOKORO_STYLES = Path("node_modules/kokoro-js/voices")
 STYLES_VARIABLE = "TINY_AUDIO_KOKORO_STYLES"
 NUM_BLENDS = 60  # mixtures of Kokoro's training styles, each another speaker
 NUM_SIZES = 16  # speakers that Hibari's and Piper's one voice is made into
-SIZE_RANGE = (0.84, 1.12)  # played so much faster: a man's vocal tract is about 0.85 of a woman's in frequency
+SIZE_RANGE = (
+    0.84,
+    1.12,
+)  # played so much faster: a man's vocal tract is about 0.85 of a woman's in frequency
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,11 @@ def _load_espeak() -> Callable[[str, Voice, random.Random], Speech]:
     engine = Espeak()
 
     def speak(text: str, voice: Voice, rng: random.Random) -> Speech:
-        settings = {"rate": rng.randrange(125, 190), "pitch": rng.randrange(35, 65), "range": rng.randrange(40, 70)}
+        settings = {
+            "rate": rng.randrange(125, 190),
+            "pitch": rng.randrange(35, 65),
+            "range": rng.randrange(40, 70),
+        }
         recording = engine.speak(voice.name, [text.rstrip(".")], "", settings)
         return recording.audio, recording.sampling_rate
 
@@ -107,8 +114,10 @@ def _load_kokoro() -> Callable[[str, Voice, random.Random], Speech]:
     engine, phonemizer = Kokoro(kokoro_styles()), Phonemizer()
 
     def speak(text: str, voice: Voice, rng: random.Random) -> Speech:
-        accent = "gb" if "gb" in voice.accents and rng.random() < 0.8 or rng.random() < 0.05 else "us"
-        symbols = [engine.symbols[symbol] for symbol in phonemizer.phonemes(text, accent) if symbol in engine.symbols]
+        accent = "gb" if ("gb" in voice.accents and rng.random() < 0.8) or rng.random() < 0.05 else "us"
+        symbols = [
+            engine.symbols[symbol] for symbol in phonemizer.phonemes(text, accent) if symbol in engine.symbols
+        ]
         table = engine.style(dict(voice.mixture))
         # Styles are tabulated by length of input; the rows nearby are other ways to speak it.
         row = min(len(symbols) + rng.randrange(-10, 30), len(table) - 1)
@@ -178,7 +187,9 @@ def voices() -> tuple[Voice, ...]:
         sizes = [low + (high - low) * index / (NUM_SIZES - 1) for index in range(NUM_SIZES)]
         found.append(Voice(f"{engine}-{person}", person, engine, "1.0", "train", NUM_SIZES / 2))
         found += [
-            Voice(f"{engine}-{person}-{size:.3f}", f"{person}-{size:.3f}", engine, f"{size:.3f}", "train", 1.0)
+            Voice(
+                f"{engine}-{person}-{size:.3f}", f"{person}-{size:.3f}", engine, f"{size:.3f}", "train", 1.0
+            )
             for size in sizes
         ]
     return tuple(found)
@@ -196,5 +207,3 @@ def require_engines(names: list[str]) -> None:
         rest = ",".join(name for name in names if name not in missing)
         hint = f" (or leave them out: --engines {rest})" if rest else ""
         raise UserError(f"not installed: {', '.join(missing)}. {how}{hint}")
-
-
