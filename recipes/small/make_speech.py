@@ -21,6 +21,7 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -99,9 +100,11 @@ def make_shard(shard: Shard, out: Path, seed: int) -> None:
     while seconds < shard.seconds:
         (voice,) = rng.choices(voices, weights)
         text = sentences.draw(text_split, rng)
-        audio = finish(*speak(text, voice, rng), rng)
-        length = len(audio) / SAMPLING_RATE
-        reason = why_not(length, len(text))
+        try:
+            audio = finish(*speak(text, voice, rng), rng)
+            reason = why_not(len(audio) / SAMPLING_RATE, len(text))
+        except subprocess.CalledProcessError as error:  # a program may trip over one sentence of many
+            reason = f"{shard.engine} failed with exit status {error.returncode}"
         if reason:
             dropped[reason] += 1
             if dropped.total() > 20 + LARGEST_DROP_SHARE * len(rows):
@@ -113,7 +116,7 @@ def make_shard(shard: Shard, out: Path, seed: int) -> None:
             continue
         identity = f"{shard.engine}-{shard.index:04d}-{len(rows):03d}"
         rows.append(make_row(identity, audio, text, voice.speaker, shard.engine))
-        seconds += length
+        seconds += len(audio) / SAMPLING_RATE
     write_shard(shard.path(out), rows, dropped)
 
 
@@ -289,7 +292,12 @@ def claim(out: Path, seed: int) -> None:
     """Notes the seed in the folder. Raises UserError where what lies there was made with another."""
     path = out / SETTINGS_NAME
     if path.is_file():
-        made_with = json.loads(path.read_text(encoding="utf-8"))["seed"]
+        try:
+            made_with = json.loads(path.read_text(encoding="utf-8"))["seed"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} does not name a seed; it is not one of this program, take another folder"
+            ) from error
         if made_with != seed:
             raise UserError(f"{out} was made with --seed {made_with}, not {seed}; take another folder")
         return
@@ -315,6 +323,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(text)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        where = error.filename or options.out
+        print(f"error: {where}: {error.strerror}; shards that are whole stay", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)

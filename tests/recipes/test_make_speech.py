@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -226,6 +227,36 @@ def test_a_synthesiser_that_says_nothing_stops_the_run(tones, monkeypatch, tmp_p
     assert run(tmp_path) == 2
     assert "21 of 21 clips are unusable (21 under 0.5 s)" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.parquet*"))
+
+
+def test_a_program_that_trips_over_a_sentence_loses_that_clip_only(
+    tones, monkeypatch, tmp_path, capsys
+) -> None:
+    def load_clumsy():
+        speak = load_tones()
+
+        def clumsy(text: str, voice: Voice, rng: random.Random) -> tuple[np.ndarray, int]:
+            if "cats" in text:
+                raise subprocess.CalledProcessError(139, "clumsy")
+            return speak(text, voice, rng)
+
+        return clumsy
+
+    engine = synthesizers.Engine("tones", 1.0, 100, "none", "", lambda: True, load_clumsy)
+    monkeypatch.setattr(synthesizers, "ENGINES", {"tones": engine})
+    synthesizers.speaker.cache_clear()
+    assert run(tmp_path) == 0
+    assert "tones failed with exit status 139" in capsys.readouterr().out
+    assert not [row for row in rows_of(tmp_path) if "cats" in row["text"]]
+
+
+def test_folders_that_cannot_be(tones, tmp_path, capsys) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    assert run(tmp_path / "file") == 2
+    assert "file: " in capsys.readouterr().err
+    (tmp_path / "speech.json").write_text("[]", encoding="utf-8")
+    assert run(tmp_path) == 2
+    assert "speech.json does not name a seed" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(espeak_library() is None, reason="espeak-ng is not installed")
