@@ -46,9 +46,16 @@ def parameter_table(config: DictConfig) -> list[PartParameters]:
     Raises:
         UserError: a named model's architecture is in no local folder, not in our facts, and no hub answers.
     """
+    return count_parameters(_architecture(config), config.model.freeze_encoder, config.model.freeze_decoder)
+
+
+def count_parameters(
+    architecture: TinyAudioConfig, freeze_encoder: bool, freeze_decoder: bool
+) -> list[PartParameters]:
+    """The parts of a model, counted as in `parameter_table`."""
     with torch.device("meta"):
-        model = TinyAudioForConditionalGeneration(_architecture(config))
-    freeze(model, config.model.freeze_encoder, config.model.freeze_decoder)
+        model = TinyAudioForConditionalGeneration(architecture)
+    freeze(model, freeze_encoder, freeze_decoder)
     totals: dict[str, list[int]] = {}
     for name, parameter in model.named_parameters():  # tied weights come once
         part = next((part for prefix, part in PARTS.items() if name.startswith(prefix)), LOSS_HEADS)
@@ -72,11 +79,11 @@ def print_parameter_table(config: DictConfig, console: Console | None = None) ->
         share = row.trainable / max(rows[-1].trainable, 1)
         if row.part == "total":
             table.add_section()
-        table.add_row(row.part, _in_words(row.parameters), _in_words(row.trainable), f"{share:.1%}")
+        table.add_row(row.part, in_words(row.parameters), in_words(row.trainable), f"{share:.1%}")
     (console or Console()).print(table)
 
 
-def _in_words(number: int) -> str:
+def in_words(number: int) -> str:
     """`121.6M`: three or four digits are what people compare."""
     for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
         if number >= size:
