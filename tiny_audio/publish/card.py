@@ -191,9 +191,7 @@ def training_facts(record: Record) -> list[tuple[str, str]]:
     return [(name, value or NOT_MEASURED) for name, value in facts.items()]
 
 
-def _amount(
-    value: float | None, unit: str, given: float | None = None, given_unit: str = ""
-) -> str | None:
+def _amount(value: float | None, unit: str, given: float | None = None, given_unit: str = "") -> str | None:
     if value is None:
         return None
     assumption = "" if given is None else f", at {given:g} {given_unit}, as given by the publisher"

@@ -33,14 +33,19 @@ def push_command(
     ] = False,
     merged: Annotated[
         bool,
-        typer.Option("--merged", help="All weights inside, LoRA folded in: for endpoints and servers. Gigabytes."),
+        typer.Option(
+            "--merged", help="All weights inside, LoRA folded in: for endpoints and servers. Gigabytes."
+        ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Write and try out what would be published, and publish nothing.")
+        bool,
+        typer.Option("--dry-run", help="Write and try out what would be published, and publish nothing."),
     ] = False,
     code_only: Annotated[
         bool,
-        typer.Option("--code-only", help="Bring the code of a published model up to date, and change nothing else."),
+        typer.Option(
+            "--code-only", help="Bring the code of a published model up to date, and change nothing else."
+        ),
     ] = False,
     evaluation: Annotated[
         list[Path] | None,
@@ -72,7 +77,9 @@ def push_command(
     ] = None,
     co2_grams_per_kwh: Annotated[
         float | None,
-        typer.Option(min=0, help="What its electricity emits, for the card; needs --watts.", show_default=False),
+        typer.Option(
+            min=0, help="What its electricity emits, for the card; needs --watts.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Publish a trained model on the Hugging Face hub, with code, handler, requirements and a model card.
@@ -92,20 +99,25 @@ def push_command(
     from tiny_audio.publish.upload import check_repo_id
 
     check_repo_id(repo_id)
+    given = (license, tuple(language or ()), usd_per_hour, watts, co2_grams_per_kwh)
     if code_only:
-        if folder is not None or merged or dry_run:
-            raise UserError("--code-only changes the code of what is published: it takes --repo-id and nothing else")
+        if folder is not None or private or merged or dry_run or evaluation or any(given):
+            raise UserError(
+                "--code-only changes the code of what is published: it takes --repo-id and nothing else"
+            )
         push_code(repo_id)
         return
     if folder is None:
-        raise UserError("Which model? Give its folder: tiny-audio push outputs/nano/model --repo-id you/digits")
+        raise UserError(
+            "Which model? Give its folder: tiny-audio push outputs/nano/model --repo-id you/digits"
+        )
     model_folder = find_folder(folder)
 
     from tiny_audio.publish.record import Given
 
-    given = Given(license, tuple(language or ()), usd_per_hour, watts, co2_grams_per_kwh)
-    check_given(given)
-    push(model_folder, repo_id, given, evaluation or [], private=private, merged=merged, dry_run=dry_run)
+    facts = Given(*given)
+    check_given(facts)
+    push(model_folder, repo_id, facts, evaluation or [], private=private, merged=merged, dry_run=dry_run)
 
 
 def push(
@@ -126,11 +138,13 @@ def push(
     from transformers.utils import logging
 
     from tiny_audio.publish import upload
-    from tiny_audio.publish.staging import CARD_FILE, CODE_FILES, MODEL_FILES, describe_folder
+    from tiny_audio.publish.staging import CARD_FILE, OUR_FILES, describe_folder
     from tiny_audio.publish.verify import verify
 
     logging.disable_progress_bar()
-    api, user = (None, "") if dry_run else upload.connect()  # before minutes are spent on the rest
+    api: Any = None
+    if not dry_run:
+        api, user = upload.connect()  # before minutes are spent on the rest
     staged = Path("outputs") / f"push_{repo_id.replace('/', '_')}"
     architecture, bases = stage(model_folder, staged, repo_id, given, evaluations, merged=merged)
     heard = verify(str(staged.resolve()), bases=bases)
@@ -142,17 +156,13 @@ def push(
         typer.echo("Nothing was published: leave --dry-run out to do it.")
         return
     is_private = upload.create(api, repo_id, private)
-    patterns = (*MODEL_FILES, *CODE_FILES, *OTHER_FILES)
     form = "whole" if architecture.is_merged else "adapter"
-    commit = upload.commit_folder(api, repo_id, staged, patterns, f"Publish a Tiny Audio model ({form})")
+    commit = upload.commit_folder(api, repo_id, staged, OUR_FILES, f"Publish a Tiny Audio model ({form})")
     seen = "private" if is_private else "public"
     typer.echo(f"Published as {user}: {api.endpoint}/{repo_id} ({seen}), commit {commit}")
     check_published(repo_id, commit, bases, heard)
     shutil.rmtree(staged)
     typer.echo(f"next:  tiny-audio transcribe {repo_id} my.wav")
-
-
-OTHER_FILES = ("README.md", "LICENSE", "requirements.txt")
 
 
 def stage(
@@ -163,7 +173,7 @@ def stage(
     evaluations: list[Path],
     *,
     merged: bool = False,
-    run_folder: Path | None = None,
+    in_training: bool = False,
 ) -> tuple[TinyAudioConfig, list[str]]:
     """Write the folder that is to be published; returns its architecture and the base models that others must fetch.
 
@@ -174,9 +184,9 @@ def stage(
 
     source = staging.read_architecture(model_folder)
     staging.check_bases(source, merged)
-    run_folder = run_folder or records.find_run_folder(model_folder)
-    record = records.read_record(model_folder, run_folder, source, given)
-    if record.step is None:
+    run_folder = records.find_run_folder(model_folder)
+    record = records.read_record(run_folder, source, given, in_training)
+    if not in_training:
         record = replace(record, evaluations=_evaluations(model_folder, run_folder, evaluations, repo_id))
     partial = staged.with_name(f".{staged.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -212,7 +222,9 @@ def _evaluations(model_folder: Path, run_folder: Path | None, given: list[Path],
     found, stale = find_evaluations(model_folder, run_folder)
     for folder in stale:
         if folder.resolve() not in [each.resolve() for each in given]:
-            typer.echo(f"({folder} is older than the weights and not in the card; --evaluation {folder} puts it there)")
+            typer.echo(
+                f"({folder} is older than the weights and not in the card; --evaluation {folder} puts it there)"
+            )
     results = [load_evaluation(folder) for folder in found]
     for folder in given:
         if folder.resolve() not in [each.resolve() for each in found]:
@@ -235,7 +247,9 @@ def check_published(repo_id: str, commit: str, bases: list[str], expected: Any) 
             f'{repo_id} is published as commit {commit}, but hears "{heard.heard}" where the staged folder heard'
             f' "{expected.heard}"'
         )
-    typer.echo("Fetched from there at that commit: loads and transcribes without Tiny Audio, with the same text.")
+    typer.echo(
+        "Fetched from there at that commit: loads and transcribes without Tiny Audio, with the same text."
+    )
 
 
 def push_code(repo_id: str) -> None:
@@ -249,7 +263,7 @@ def push_code(repo_id: str) -> None:
     api, user = upload.connect()
     with tempfile.TemporaryDirectory(prefix="tiny-audio-push-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        upload.fetch(api, repo_id, folder)
+        before = upload.fetch(api, repo_id, folder)
         try:
             architecture = staging.read_architecture(folder)
         except UserError as error:
@@ -261,6 +275,9 @@ def push_code(repo_id: str) -> None:
         patterns = (*staging.CODE_FILES, staging.REQUIREMENTS_FILE)
         message = f"Code of Tiny Audio {__version__}"
         commit = upload.commit_folder(api, repo_id, folder, patterns, message)
+    if commit == before:
+        typer.echo(f"The code of {repo_id} is up to date already: nothing was published.")
+        return
     typer.echo(f"Published as {user}: the code of {api.endpoint}/{repo_id}, commit {commit}")
     check_published(repo_id, commit, bases, heard)
 
@@ -279,7 +296,9 @@ def check_given(given: Given) -> None:
     import re
 
     if given.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", given.license):
-        raise UserError(f'--license {given.license}: the hub writes licences as in "apache-2.0" or "cc-by-4.0"')
+        raise UserError(
+            f'--license {given.license}: the hub writes licences as in "apache-2.0" or "cc-by-4.0"'
+        )
     for code in given.languages:
         if not re.fullmatch(r"[a-z]{2,3}", code):
             raise UserError(f'--language {code}: write an ISO 639 code, such as "en"')

@@ -10,7 +10,7 @@ import sys
 
 sys.modules["tiny_audio"] = None  # type: ignore[assignment]  # an installed package must not help
 
-from transformers import pipeline
+from transformers import pipeline  # noqa: E402 (what comes before is the point)
 
 model, revision, audio = sys.argv[1:]
 recognise = pipeline(

@@ -137,18 +137,18 @@ class Record:
 
 
 def read_record(
-    model_folder: Path, run_folder: Path | None, architecture: TinyAudioConfig, given: Given
+    run_folder: Path | None, architecture: TinyAudioConfig, given: Given, in_training: bool = False
 ) -> Record:
-    """What lies in a model's folder and its run's. Raises UserError for a config.yaml that cannot be read."""
+    """What lies in a run's folder. Raises UserError for a config.yaml or metrics.json that cannot be read."""
     run: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
     step = None
     if run_folder is not None:
         run = _read_config(run_folder / "config.yaml")
-        if (run_folder / METRICS_FILE).is_file():
-            metrics = json.loads((run_folder / METRICS_FILE).read_text(encoding="utf-8"))
-        else:
+        if in_training:
             step = next((line["step"] for line in reversed(read_metrics(run_folder / "metrics.jsonl"))), 0)
+        elif (run_folder / METRICS_FILE).is_file():
+            metrics = _read_metrics(run_folder / METRICS_FILE)
     parts = count_parameters(
         architecture, not architecture.encoder_in_checkpoint, not architecture.decoder_in_checkpoint
     )
@@ -169,7 +169,7 @@ def find_evaluations(model_folder: Path, run_folder: Path | None) -> tuple[list[
     if run_folder is None:
         return [], []
     found = [run_folder] if (run_folder / RESULTS_LINES_FILE).is_file() else []
-    stale = []
+    stale: list[Path] = []
     written = (model_folder / WEIGHTS_FILE).stat().st_mtime
     for metrics_file in sorted(run_folder.parent.glob(f"eval_*/{METRICS_FILE}")):
         try:
@@ -215,9 +215,7 @@ def describe_data(source: str, revision: str | None = None, default_split: str |
                 return Data(known.name.rpartition(":")[0], hub_id, ("en",), licence, revision, known.split)
             if source.startswith("hub:"):
                 hub_id, config, split = parse_hub_name(source)
-                return Data(
-                    f"{hub_id}{f' ({config})' if config else ''}", hub_id, (), None, revision, split
-                )
+                return Data(f"{hub_id}{f' ({config})' if config else ''}", hub_id, (), None, revision, split)
         except UserError:
             pass  # a name that means nothing any more is as good as none
     return Data("recordings that are not public")
@@ -240,6 +238,16 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"{path} is not the config of a run")
     return config
+
+
+def _read_metrics(path: Path) -> dict[str, Any]:
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(metrics, dict):
+        raise UserError(f"{path} does not hold the figures of a run")
+    return metrics
 
 
 def _is_model(name: str, model_folder: Path) -> bool:

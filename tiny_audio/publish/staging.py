@@ -17,7 +17,12 @@ from tiny_audio.hub.asr_config import TinyAudioConfig
 from tiny_audio.publish.card import render_card, render_licence
 from tiny_audio.publish.record import Record
 
-CARD_FILE, LICENCE_FILE, REQUIREMENTS_FILE, CONFIG_FILE = "README.md", "LICENSE", "requirements.txt", "config.json"
+CARD_FILE, LICENCE_FILE, REQUIREMENTS_FILE, CONFIG_FILE = (
+    "README.md",
+    "LICENSE",
+    "requirements.txt",
+    "config.json",
+)
 # What a model is made of. A folder may hold anything else too (notes, keys, recordings): that stays at home.
 MODEL_FILES = (
     CONFIG_FILE,
@@ -35,6 +40,7 @@ MODEL_FILES = (
     "chat_template.jin*",
 )
 CODE_FILES = ("asr_*.py", "handler.py")
+OUR_FILES = (*MODEL_FILES, *CODE_FILES, CARD_FILE, LICENCE_FILE, REQUIREMENTS_FILE)  # what a push may replace
 # What those files import. Inference Endpoints installs this file over an image that has torch and transformers, which
 # may be older. The bounds are those of pyproject.toml.
 REQUIREMENTS = ("torch>=2.9", "transformers>=5.23,<6", "soundfile>=0.13,<1", "soxr>=0.5,<2", "numpy>=2.0,<3")
@@ -42,7 +48,9 @@ ADAPTER_REQUIREMENTS = ("peft>=0.18,<1",)
 HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?", re.ASCII)
 PATH_KEYS = ("_name_or_path", "name_or_path")
 # Keys of services, by the form that their makers gave them.
-SECRETS = re.compile(r"\b(?:hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}|AKIA[A-Z0-9]{16}|gh[pousr]_[A-Za-z0-9]{36})\b")
+SECRETS = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}|AKIA[A-Z0-9]{16}|gh[pousr]_[A-Za-z0-9]{36})\b"
+)
 SECRET_VARIABLES = re.compile(r"(?:_|^)(?:TOKEN|KEY|SECRET|PASSWORD)$")
 
 
@@ -67,12 +75,13 @@ def stage_weights(source: Path, folder: Path, merged: bool) -> tuple[TinyAudioCo
         _write_merged(source, folder, architecture)
     else:
         for file in _model_files(source):
-            _link_or_copy(file, folder / file.name)
+            link_or_copy(file, folder / file.name)
         _cast(folder / WEIGHTS_FILE, architecture.dtype)
     _remove_paths(folder)
-    known = (*MODEL_FILES, *CODE_FILES, CARD_FILE, LICENCE_FILE, REQUIREMENTS_FILE)
-    left_out = [p.name for p in sorted(source.iterdir()) if not _is_one_of(p.name, known) and p.name != "__pycache__"]
-    return read_architecture(folder), left_out
+    names = (path.name for path in sorted(source.iterdir()))
+    return read_architecture(folder), [
+        name for name in names if not _is_one_of(name, (*OUR_FILES, "__pycache__"))
+    ]
 
 
 def stage_code(folder: Path, is_merged: bool) -> None:
@@ -125,14 +134,16 @@ def check_nothing_private(folder: Path) -> None:
 
 
 def _model_files(folder: Path) -> list[Path]:
-    return [file for file in sorted(folder.iterdir()) if file.is_file() and _is_one_of(file.name, MODEL_FILES)]
+    return [
+        file for file in sorted(folder.iterdir()) if file.is_file() and _is_one_of(file.name, MODEL_FILES)
+    ]
 
 
 def _is_one_of(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
+def link_or_copy(source: Path, target: Path) -> None:
     """Gigabytes are linked where the file system can; files that are rewritten here are small and copied."""
     if source.suffix == ".safetensors":
         try:

@@ -19,29 +19,35 @@ ATTEMPTS = 3
 WAIT_SECONDS = 2.0  # before the second attempt, twice that before the third
 PRECONDITION_FAILED = 412
 PASSING_STATUS = {429, 500, 502, 503, 504, PRECONDITION_FAILED}
-NO_TOKEN = (
-    "The hub wants to know who you are: set HF_TOKEN, or log in with `hf auth login`. A token with the right to write"
-    " comes from https://huggingface.co/settings/tokens"
-)
+WRITE_TOKEN = "use one with the right to write there, from https://huggingface.co/settings/tokens"
+NO_TOKEN = f"The hub wants to know who you are: set HF_TOKEN, or log in with `hf auth login`; {WRITE_TOKEN}"
 
 
 def check_repo_id(repo_id: str) -> None:
     """Raises UserError for what the hub would not take as USER/NAME."""
-    if not REPO_ID.fullmatch(repo_id) or ".." in repo_id or "--" in repo_id or repo_id.endswith((".git", ".", "-")):
+    if (
+        not REPO_ID.fullmatch(repo_id)
+        or ".." in repo_id
+        or "--" in repo_id
+        or repo_id.endswith((".git", ".", "-"))
+    ):
         raise UserError(
             f'"{repo_id}" is not a repository: write USER/NAME (or ORGANISATION/NAME), of letters, digits, ., - and _'
         )
 
 
 def connect() -> tuple[Any, str]:
-    """The hub's client and the name of who is logged in. Raises UserError when nobody is."""
+    """The hub's client and the name of who is logged in. Raises UserError when nobody is, or may only read."""
     from huggingface_hub import HfApi
     from huggingface_hub.utils import disable_progress_bars
 
     if not sys.stderr.isatty():
         disable_progress_bars()
     api = HfApi()
-    return api, str(ask("asking the hub who you are", api.whoami)["name"])
+    user = ask("asking the hub who you are", api.whoami)
+    if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise UserError(f"Your token may only read: {WRITE_TOKEN}")
+    return api, str(user["name"])
 
 
 def create(api: Any, repo_id: str, private: bool) -> bool:
@@ -81,8 +87,10 @@ def commit_folder(api: Any, repo_id: str, folder: Path, patterns: tuple[str, ...
     def attempt() -> str:
         head = api.repo_info(repo_id)
         there = {sibling.rfilename for sibling in head.siblings or []}
-        gone = sorted(name for name in there - {file.name for file in files} if "/" not in name and is_ours(name))
-        operations = [CommitOperationDelete(name) for name in gone]
+        gone = sorted(
+            name for name in there - {file.name for file in files} if "/" not in name and is_ours(name)
+        )
+        operations: list[Any] = [CommitOperationDelete(name) for name in gone]
         operations += [CommitOperationAdd(file.name, str(file)) for file in files]
         return api.create_commit(repo_id, operations, commit_message=message, parent_commit=head.sha).oid
 
@@ -126,7 +134,9 @@ def ask(doing: str, call: Callable[[], T]) -> T:
     except LocalTokenNotFoundError as error:
         raise UserError(NO_TOKEN) from error
     except OfflineModeIsEnabled as error:
-        raise UserError("HF_HUB_OFFLINE is set, which forbids to reach the hub: unset it to publish") from error
+        raise UserError(
+            "HF_HUB_OFFLINE is set, which forbids to reach the hub: unset it to publish"
+        ) from error
     except Exception as error:
         answer = next((each for each in _chain(error) if isinstance(each, HfHubHTTPError)), None)
         if answer is not None:
@@ -136,7 +146,9 @@ def ask(doing: str, call: Callable[[], T]) -> T:
                 f"{doing}: the connection to the hub failed ({_reason(error)}). Nothing is half-published; run the"
                 " same command again"
             ) from error
-        if isinstance(error, (ValueError, OSError)):  # what the client itself refuses, such as a card's metadata
+        if isinstance(
+            error, (ValueError, OSError)
+        ):  # what the client itself refuses, such as a card's metadata
             raise UserError(f"{doing}: {_reason(error)}") from error
         raise
 
@@ -146,8 +158,7 @@ REFUSALS = {
     401: "the hub does not know your token: it is wrong, or has expired. Set HF_TOKEN to a new one from"
     " https://huggingface.co/settings/tokens, or log in again with `hf auth login`",
     402: "the hub asks for payment ({message})",
-    403: "your token may not do that ({message}): use one with the right to write to that name, from"
-    " https://huggingface.co/settings/tokens",
+    403: f"your token may not do that ({{message}}): {WRITE_TOKEN}",
     404: "there is no such repository, or your token may not see it",
     409: "another change is going on there; try again",
     412: "somebody else publishes there at the same moment; try again",
@@ -167,14 +178,16 @@ def describe_refusal(doing: str, error: Any) -> str:
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether the same call may well succeed a little later: a cut connection, a busy hub, a race with another commit."""
+    """Whether the same call may succeed a little later: a cut connection, a busy hub, a race with another commit."""
     for each in _chain(error):
         status = getattr(getattr(each, "response", None), "status_code", None)
         if status is not None:
             return status in PASSING_STATUS
         # The client has changed from one HTTP library to another between its versions; both have this base class.
         names = {kind.__name__ for kind in type(each).__mro__}
-        if names & {"TransportError", "ConnectionError", "TimeoutError"} or type(each).__module__.startswith("hf_xet"):
+        if names & {"TransportError", "ConnectionError", "TimeoutError"} or type(each).__module__.startswith(
+            "hf_xet"
+        ):
             return True
     return False
 

@@ -41,7 +41,7 @@ def verify(model: str, revision: str | None = None, bases: Iterable[str] = ()) -
     """
     with tempfile.TemporaryDirectory(prefix="tiny-audio-verify-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        said = _write_clip(folder / "clip.wav")
+        said = write_clip(folder / "clip.wav")
         environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules")}
         if MODELS_VARIABLE in environment:  # it may be relative to where the user is
             environment[MODELS_VARIABLE] = str(Path(environment[MODELS_VARIABLE]).expanduser().resolve())
@@ -64,7 +64,7 @@ def verify(model: str, revision: str | None = None, bases: Iterable[str] = ()) -
         return Heard(said, json.loads(done.stdout.splitlines()[-1]))
 
 
-def _write_clip(path: Path) -> str:
+def write_clip(path: Path) -> str:
     """A clip of the embedded corpus as a WAV file; returns what is said in it."""
     import soundfile
 
@@ -77,7 +77,7 @@ def _write_clip(path: Path) -> str:
 
 
 def _link_bases(cache: Path, bases: Iterable[str]) -> None:
-    """Let the empty cache see base models of gigabytes that were fetched before. Without links they are fetched again."""
+    """Let the empty cache see base models that were fetched before; without links they are fetched again."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     cache.mkdir()
