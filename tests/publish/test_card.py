@@ -1,4 +1,4 @@
-"""The model card says what the run's files say, what was given, and "not measured" for the rest; never where things lay."""
+"""The card says what the run's files say, what was given, and "not measured" for the rest; never where things lay."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_figures_that_do_not_follow_from_the_transcripts_are_refused(
     metrics = json.loads((run_folder / "metrics.json").read_text(encoding="utf-8"))
     assert load_evaluation(run_folder).metrics.wer == metrics["wer"]
     (tmp_path / "metrics.json").write_text(json.dumps({**metrics, "wer": 0.01}), encoding="utf-8")
-    with pytest.raises(UserError, match="states a WER of 0.0100, but"):
+    with pytest.raises(UserError, match=r"states a WER of 0\.0100, but"):
         load_evaluation(tmp_path)
 
 

@@ -17,7 +17,11 @@ from tests.documented import ROOT
 from tests.local_hub import Fault, LocalHub, Repository, read_metadata
 from tests.tiny_models import run_outside
 from tiny_audio import cli
-from tiny_audio.publish.verify import write_clip
+from tiny_audio.errors import UserError
+from tiny_audio.publish import upload
+from tiny_audio.publish.command import check_published
+from tiny_audio.publish.staging import OUR_FILES
+from tiny_audio.publish.verify import Heard, write_clip
 
 NAME = "ada/digits"
 
@@ -192,19 +196,15 @@ def test_code_only_refuses_what_its_code_cannot_read(
 
 
 def test_a_published_model_that_does_not_work_is_reported_with_its_commit(
-    hub: LocalHub,
-    run_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    hub: LocalHub, run_folder: Path
 ) -> None:
     """The hub loses a file after the commit."""
-    monkeypatch.chdir(tmp_path)
+    api, _ = upload.connect()
+    upload.create(api, NAME, private=False)
+    commit = upload.commit_folder(api, NAME, run_folder / "model", OUR_FILES, "publish")
     hub.faults.append(Fault(r"(GET|HEAD) .*/resolve/.*/asr_windows\.py", status=404))
-    assert cli.main(["push", str(run_folder / "model"), "--repo-id", NAME]) == 2
-    error = capsys.readouterr().err
-    assert f"is published as commit {hub.repositories[NAME].commits[-1].oid}, but:" in error
-    assert (tmp_path / "outputs" / "push_ada_digits" / "model.safetensors").is_file(), "kept to look at"
+    with pytest.raises(UserError, match=f"is published as commit {commit}, but: ada/digits does not work"):
+        check_published(NAME, commit, [], Heard("one two", "three"))
 
 
 @pytest.mark.parametrize(
