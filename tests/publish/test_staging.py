@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 
 from tests.documented import ROOT
 from tests.hub.test_checkpoint import adapter_model, bases, logits, save  # noqa: F401 (a fixture)
+from tests.local_hub import LocalHub, Repository
 from tiny_audio.errors import UserError
 from tiny_audio.hub.asr_checkpoint import load_model
 from tiny_audio.publish.staging import (
@@ -74,6 +76,28 @@ def test_a_merged_model_stands_alone_and_says_the_same(
     whole, processor_whole = load_model(str(tmp_path / "merged"), device="cpu")
     assert torch.allclose(logits(model, processor), logits(whole, processor_whole), atol=1e-4)
     assert verify(str(tmp_path / "merged")) == heard and heard.heard
+
+
+def test_bases_come_from_the_hub_and_are_not_fetched_twice(
+    bases: Path,  # noqa: F811
+    hub: LocalHub,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    model, processor = adapter_model(bases, monkeypatch)
+    stage(save(model, processor, tmp_path / "m"), tmp_path / "staged")
+    monkeypatch.delenv("TINY_AUDIO_MODELS")
+    ids = ["acme/whisper-pico", "acme/lm-tied"]
+    for repo_id, folder in (*((base, bases / base) for base in ids), ("ada/model", tmp_path / "staged")):
+        repository = hub.repositories.setdefault(repo_id, Repository(private=False))
+        repository.add("all", {file.name: file.read_bytes() for file in folder.iterdir()})
+    for base in ids:
+        snapshot_download(base)  # training had fetched them
+    hub.requests.clear()
+    heard = verify("ada/model", hub.repositories["ada/model"].commits[-1].oid, ids)
+    assert heard.heard
+    fetched = [line for line in hub.requests if line.startswith("GET /cdn/")]
+    assert len(fetched) == 1, "the adapter's weights, and those of no base"
 
 
 def test_weights_get_the_type_that_the_config_names(run_folder: Path, tmp_path: Path) -> None:
