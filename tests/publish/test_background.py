@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 
 from tests.documented import ROOT
 from tests.local_hub import Fault, LocalHub
-from tests.tiny_models import tiny_config
+from tests.tiny_models import noise, tiny_config
+from tiny_audio import cli
 from tiny_audio.errors import UserError
 from tiny_audio.hub.asr_checkpoint import load_model
-from tiny_audio.publish.background import LOG_FILE, BackgroundPush
+from tiny_audio.publish.background import LOG_FILE, BackgroundPush, push_final
 from tiny_audio.train.build import build_model
 from tiny_audio.train.checkpoints import Progress, save_checkpoint
 from tiny_audio.train.config import compose_config, config_to_yaml
@@ -99,3 +102,43 @@ def test_closing_does_not_wait_for_an_upload(hub: LocalHub, run: Path) -> None:
 def test_a_malformed_name_is_found_before_training() -> None:
     with pytest.raises(UserError, match="USER/NAME"):
         compose_config(["training.hub_model_id=model"])
+
+
+def test_training_pushes_its_result(
+    hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    lines = []
+    for number in range(8):
+        soundfile.write(tmp_path / f"{number}.wav", noise(0.5 + 0.1 * number, number), 16000)
+        lines.append(json.dumps({"audio": f"{number}.wav", "text": "one two", "seconds": 0.5 + 0.1 * number}))
+    (tmp_path / "manifest.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    sources = [f"data.{name}=manifest.jsonl" for name in ("train", "eval", "test")]
+    steps = [
+        "training.max_steps=2",
+        "training.warmup_steps=1",
+        "training.num_workers=0",
+        "training.tracker=none",
+    ]
+    assert (
+        cli.main(["train", *sources, *steps, f"training.hub_model_id={NAME}", "output_dir=outputs/run"]) == 0
+    )
+    repository = hub.repositories[NAME]
+    assert repository.private
+    assert repository.commits[-1].title == "Publish a Tiny Audio model (whole)"
+    card = repository.files["README.md"].decode()
+    metrics = json.loads((tmp_path / "outputs" / "run" / "metrics.json").read_text(encoding="utf-8"))
+    assert f"**{100 * metrics['wer']:.1f}%**" in card and "recordings that are not public" in card
+    assert "manifest" not in card.split("With Tiny Audio installed")[0]
+    assert "not on the hub" not in capsys.readouterr().err
+
+
+def test_a_final_push_that_fails_says_how_to_try_again(
+    hub: LocalHub, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    problem = push_final(NAME, run)
+    assert problem is not None
+    assert f"try again with: tiny-audio push {run} --repo-id {NAME} --private" in problem
