@@ -17,8 +17,8 @@ from tests.tiny_models import LLAMA, WHISPER, architecture
 from tiny_audio.errors import UserError
 from tiny_audio.hub.asr_config import TinyAudioConfig
 from tiny_audio.publish.card import render_card, render_licence
+from tiny_audio.publish.given import Given
 from tiny_audio.publish.record import (
-    Given,
     Record,
     describe_data,
     find_evaluations,

@@ -96,25 +96,22 @@ def test_the_cards_own_example_runs_where_tiny_audio_is_not_installed(
 
 
 def test_transcribe_and_eval_take_the_hub_id(
-    published: Published, tmp_path: Path, heard_locally: str, run_folder: Path
+    published: Published,
+    hub: LocalHub,
+    tmp_path: Path,
+    heard_locally: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    script = """
-import sys
-from tiny_audio.cli import main
-clip, = sys.argv[1:]
-assert main(["transcribe", "ada/digits", clip]) == 0
-arguments = ["--data", "corpus:test", "--max-samples", "3", "--output-dir", "results"]
-assert main(["eval", "ada/digits", *arguments]) == 0
-"""
-    output = run_outside(
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}){script}",
-        str(published.clip),
-        folder=tmp_path,
-        **published.variables,
-    )
-    assert output.startswith(f"{heard_locally}\n")
+    hub.repositories |= published.hub.repositories
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["transcribe", NAME, str(published.clip)]) == 0
+    assert capsys.readouterr().out == f"{heard_locally}\n"
+    arguments = ["--data", "corpus:test", "--max-samples", "3", "--output-dir", "results"]
+    assert cli.main(["eval", NAME, *arguments]) == 0
+    assert sum(line.startswith("GET /cdn/") for line in hub.requests) == 1, "fetched once, from the hub"
     by_id = json.loads((tmp_path / "results" / "metrics.json").read_text(encoding="utf-8"))
-    assert by_id["model"] == "ada/digits" and by_id["num_samples"] == 3
+    assert by_id["model"] == NAME and by_id["num_samples"] == 3
 
 
 def test_the_metadata_is_the_hubs(published: Published) -> None:
@@ -132,25 +129,6 @@ def test_the_metadata_is_the_hubs(published: Published) -> None:
     interval = [round(100 * bound, 2) for bound in stated["wer_ci95"]]
     assert result.metric_args["confidence_interval_95"] == interval
     assert read_metadata(text)["language"] == ["en"]
-
-
-def test_a_dry_run_shows_everything_and_sends_nothing(
-    hub: LocalHub,
-    run_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("HF_TOKEN")
-    assert cli.main(["push", str(run_folder / "model"), "--repo-id", NAME, "--dry-run"]) == 0
-    output = capsys.readouterr().out
-    staged = tmp_path / "outputs" / "push_ada_digits"
-    for file in staged.iterdir():
-        assert f"  {file.name}\n" in output
-    assert "Nothing was published" in output and (staged / "README.md").is_file()
-    assert hub.requests == []
-    assert [path.name for path in staged.parent.iterdir()] == ["push_ada_digits"]
 
 
 def test_code_only_changes_code_alone(

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from tests.documented import ROOT
 from tests.hub.test_checkpoint import adapter_model, bases, logits, save  # noqa: F401 (a fixture)
 from tests.local_hub import LocalHub, Repository
+from tiny_audio import cli
 from tiny_audio.errors import UserError
 from tiny_audio.hub.asr_checkpoint import load_model
 from tiny_audio.publish.staging import (
@@ -31,7 +32,7 @@ from tiny_audio.publish.staging import (
     stage_code,
     stage_weights,
 )
-from tiny_audio.publish.verify import verify
+from tiny_audio.publish.verify import verify, write_clip
 
 
 def stage(source: Path, folder: Path, merged: bool = False) -> tuple[Any, list[str]]:
@@ -57,25 +58,34 @@ def test_what_is_no_part_of_a_model_stays_at_home(run_folder: Path, tmp_path: Pa
     assert (source / "asr_losses.py").read_text(encoding="utf-8") == "of an older version"
 
 
-def test_a_merged_model_stands_alone_and_says_the_same(
+def test_a_merged_model_stands_alone_and_a_dry_run_shows_it(
     bases: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     model, processor = adapter_model(bases, monkeypatch)
     source = save(model, processor, tmp_path / "m")
-    as_adapter, _ = stage(source, tmp_path / "adapter")
-    merged, _ = stage(source, tmp_path / "merged", merged=True)
-    assert not as_adapter.is_merged and merged.is_merged
-    assert "peft" in (tmp_path / "adapter" / "requirements.txt").read_text(encoding="utf-8")
-    assert "peft" not in (tmp_path / "merged" / "requirements.txt").read_text(encoding="utf-8")
-    again, processor_again = load_model(str(tmp_path / "adapter"), device="cpu")
-    assert torch.equal(logits(model, processor), logits(again, processor_again))
-    heard = verify(str(tmp_path / "adapter"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["push", str(source), "--repo-id", "ada/model", "--merged", "--dry-run"]) == 0
+    output = capsys.readouterr().out
+    staged = tmp_path / "outputs" / "push_ada_model"
+    for file in staged.iterdir():
+        assert f"  {file.name}\n" in output
+    assert "Nothing was published" in output and "state one with --license" in output
+    assert [path.name for path in staged.parent.iterdir()] == ["push_ada_model"]
+    assert "peft" not in (staged / "requirements.txt").read_text(encoding="utf-8")
+    card = (staged / "README.md").read_text(encoding="utf-8")
+    assert "| decoder LoRA | rank 4 on q_proj, v_proj |" in card, "as trained"
     monkeypatch.delenv("TINY_AUDIO_MODELS")
-    whole, processor_whole = load_model(str(tmp_path / "merged"), device="cpu")
+    whole, processor_whole = load_model(str(staged), device="cpu")
+    assert whole.config.is_merged
     assert torch.allclose(logits(model, processor), logits(whole, processor_whole), atol=1e-4)
-    assert verify(str(tmp_path / "merged")) == heard and heard.heard
+    write_clip(tmp_path / "clip.wav")
+    assert cli.main(["transcribe", str(staged), "clip.wav"]) == 0
+    heard = capsys.readouterr().out.removesuffix("\n")
+    assert heard and f'heard: "{heard}"' in output
 
 
 def test_bases_come_from_the_hub_and_are_not_fetched_twice(
@@ -96,6 +106,7 @@ def test_bases_come_from_the_hub_and_are_not_fetched_twice(
     hub.requests.clear()
     heard = verify("ada/model", hub.repositories["ada/model"].commits[-1].oid, ids)
     assert heard.heard
+    assert "peft" in (tmp_path / "staged" / "requirements.txt").read_text(encoding="utf-8")
     fetched = [line for line in hub.requests if line.startswith("GET /cdn/")]
     assert len(fetched) == 1, "the adapter's weights, and those of no base"
 

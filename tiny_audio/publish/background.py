@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -39,7 +40,7 @@ class BackgroundPush:
         try:
             save_skeleton(model, processor, self.skeleton)
             self._start(None)  # makes the repository: what is wrong with the token is known at once
-        except OSError as error:
+        except Exception as error:  # whatever it is, training is worth more
             self.say(f"training goes on, but nothing will be pushed to {repo_id}: {error}")
 
     def offer(self, checkpoint: Path) -> None:
@@ -48,7 +49,7 @@ class BackgroundPush:
             return
         try:
             self._start(checkpoint)
-        except OSError as error:
+        except Exception as error:
             self.say(f"{checkpoint.name} is not pushed: {error}")
 
     def close(self) -> None:
@@ -107,18 +108,20 @@ def save_skeleton(model: Any, processor: Any, folder: Path) -> None:
 
 def push_final(repo_id: str, model_folder: Path) -> str | None:
     """Publish the finished model, privately, as `tiny-audio push` does. Returns what to tell the user if it failed."""
-    command = ["tiny-audio", "push", str(model_folder), "--repo-id", repo_id, "--private"]
-    done = subprocess.run([sys.executable, "-m", "tiny_audio", *command[1:]])
+    command = ["push", str(model_folder), "--repo-id", repo_id, "--private"]
+    done = subprocess.run([sys.executable, "-m", "tiny_audio", *command])
     if done.returncode == 0:
         return None
-    return f"the model is in {model_folder} but not on the hub; try again with: {' '.join(command)}"
+    return (
+        f"the model is in {model_folder} but not on the hub; try again with: tiny-audio {shlex.join(command)}"
+    )
 
 
 def push_checkpoint(repo_id: str, run_folder: Path, model_folder: Path | None) -> None:
     """In the process of its own: make the repository, and send one checkpoint without trying it out."""
     from tiny_audio.publish import upload
     from tiny_audio.publish.command import stage
-    from tiny_audio.publish.record import Given
+    from tiny_audio.publish.given import Given
     from tiny_audio.publish.staging import OUR_FILES
 
     if hasattr(os, "nice"):

@@ -70,7 +70,7 @@ def _evaluation_entry(result: EvalResult) -> dict[str, Any]:
     low, high = (round(100 * bound, 2) for bound in result.metrics.wer_ci95)
     dataset = {
         "name": data.name,
-        "type": data.hub_id or (CORPUS_TYPE if data.licence else PRIVATE_TYPE),
+        "type": data.hub_id or (CORPUS_TYPE if data.is_corpus else PRIVATE_TYPE),
         "split": data.split,
         "revision": data.revision,
     }
@@ -110,13 +110,10 @@ def _render(template: str, record: Record, repo_id: str) -> str:
         name=repo_id.split("/")[1],
         towers=describe_towers(record.architecture),
         sources=[describe_source(data) for data in record.train_data],
-        data=record.train_data,
         evaluations=[_shown_evaluation(result) for result in record.evaluations],
         facts=training_facts(record),
         base_licences={name: BASE_LICENCES.get(name, "see its page") for name in record.bases},
         licence_is_stated=record.licence != NOT_STATED,
-        knows_digits_alone=bool(record.train_data)
-        and all(data.hub_id is None and data.licence for data in record.train_data),
     )
 
 

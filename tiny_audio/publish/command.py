@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tiny_audio.errors import UserError
+from tiny_audio.publish.given import Given
 
 if TYPE_CHECKING:
     from tiny_audio.hub.asr_config import TinyAudioConfig
-    from tiny_audio.publish.record import Given
 
 
 def push_command(
@@ -96,12 +96,12 @@ def push_command(
       tiny-audio push outputs/stage1/model --repo-id you/asr --merged --usd-per-hour 0.5 --watts 300
       tiny-audio push --repo-id you/digits --code-only
     """
-    from tiny_audio.publish.upload import check_repo_id
+    from tiny_audio.publish import upload
 
-    check_repo_id(repo_id)
-    given = (license, tuple(language or ()), usd_per_hour, watts, co2_grams_per_kwh)
+    upload.check_repo_id(repo_id)
+    given = Given(license, tuple(language or ()), usd_per_hour, watts, co2_grams_per_kwh)
     if code_only:
-        if folder is not None or private or merged or dry_run or evaluation or any(given):
+        if folder is not None or private or merged or dry_run or evaluation or given != Given():
             raise UserError(
                 "--code-only changes the code of what is published: it takes --repo-id and nothing else"
             )
@@ -112,12 +112,8 @@ def push_command(
             "Which model? Give its folder: tiny-audio push outputs/nano/model --repo-id you/digits"
         )
     model_folder = find_folder(folder)
-
-    from tiny_audio.publish.record import Given
-
-    facts = Given(*given)
-    check_given(facts)
-    push(model_folder, repo_id, facts, evaluation or [], private=private, merged=merged, dry_run=dry_run)
+    connection = None if dry_run else upload.connect()  # before seconds of imports and minutes of the rest
+    push(model_folder, repo_id, given, evaluation or [], connection, private=private, merged=merged)
 
 
 def push(
@@ -125,12 +121,12 @@ def push(
     repo_id: str,
     given: Given,
     evaluations: list[Path],
+    connection: tuple[Any, str] | None,
     *,
     private: bool = False,
     merged: bool = False,
-    dry_run: bool = False,
 ) -> None:
-    """Stage, verify, publish, verify again; says each on standard output.
+    """Stage, verify, publish, verify again; says each on standard output. Without a `connection` nothing is published.
 
     Raises:
         UserError: any of it went wrong. Before publishing: nothing has been sent. After: which commit it is in.
@@ -142,19 +138,17 @@ def push(
     from tiny_audio.publish.verify import verify
 
     logging.disable_progress_bar()
-    api: Any = None
-    if not dry_run:
-        api, user = upload.connect()  # before minutes are spent on the rest
     staged = Path("outputs") / f"push_{repo_id.replace('/', '_')}"
     architecture, bases = stage(model_folder, staged, repo_id, given, evaluations, merged=merged)
     heard = verify(str(staged.resolve()), bases=bases)
     typer.echo(f"{staged}: loads and transcribes without Tiny Audio.   {heard}")
     if not heard.heard:
         typer.echo("(it heard nothing in English digits: is it trained, and on what?)")
-    if dry_run:
+    if connection is None:
         typer.echo(f"Would go to {repo_id}:\n{describe_folder(staged)}\nThe card: {staged / CARD_FILE}")
         typer.echo("Nothing was published: leave --dry-run out to do it.")
         return
+    api, user = connection
     is_private = upload.create(api, repo_id, private)
     form = "whole" if architecture.is_merged else "adapter"
     commit = upload.commit_folder(api, repo_id, staged, OUR_FILES, f"Publish a Tiny Audio model ({form})")
@@ -289,16 +283,3 @@ def find_folder(folder: Path) -> Path:
     if not folder.expanduser().exists():
         raise UserError(f"There is no folder {folder}. Train a model with: tiny-audio train")
     return Path(find_model(str(folder)))
-
-
-def check_given(given: Given) -> None:
-    """Raises UserError for a licence or language that the hub would not know."""
-    import re
-
-    if given.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", given.license):
-        raise UserError(
-            f'--license {given.license}: the hub writes licences as in "apache-2.0" or "cc-by-4.0"'
-        )
-    for code in given.languages:
-        if not re.fullmatch(r"[a-z]{2,3}", code):
-            raise UserError(f'--language {code}: write an ISO 639 code, such as "en"')

@@ -16,8 +16,8 @@ from tiny_audio.data.known_sets import find_set
 from tiny_audio.errors import UserError
 from tiny_audio.evaluate.results import METRICS_FILE, RESULTS_LINES_FILE, EvalResult, read_evaluation
 from tiny_audio.evaluate.scoring import summarize
-from tiny_audio.hub.asr_checkpoint import WEIGHTS_FILE
 from tiny_audio.hub.asr_config import TinyAudioConfig
+from tiny_audio.publish.given import Given
 from tiny_audio.train.parameters import PartParameters, count_parameters
 from tiny_audio.train.records import read_metrics
 
@@ -37,23 +37,6 @@ BASE_LICENCES = {
 
 
 @dataclass(frozen=True)
-class Given:
-    """What only the publisher knows: a licence, languages, a price, the power of the machine, its electricity."""
-
-    license: str | None = None
-    languages: tuple[str, ...] = ()
-    usd_per_hour: float | None = None
-    watts: float | None = None
-    co2_grams_per_kwh: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.co2_grams_per_kwh is not None and self.watts is None:
-            raise UserError(
-                "--co2-grams-per-kwh needs --watts: CO2 is the energy times what a kWh of it emits"
-            )
-
-
-@dataclass(frozen=True)
 class Data:
     """A SOURCE as others may hear of it: never a path of this machine."""
 
@@ -63,6 +46,7 @@ class Data:
     licence: str | None = None
     revision: str | None = None
     split: str | None = None
+    is_corpus: bool = False  # the one inside the package
 
 
 @dataclass(frozen=True)
@@ -114,9 +98,13 @@ class Record:
             return self.given.license
         found = {BASE_LICENCES.get(name) for name in self.bases}
         if not self.bases:
-            is_ours = self.train_data and all(data.licence == "CC0 1.0" for data in self.train_data)
-            return MIT if is_ours else NOT_STATED
+            return MIT if self.knows_digits_alone else NOT_STATED
         return found.pop() or NOT_STATED if len(found) == 1 else NOT_STATED
+
+    @property
+    def knows_digits_alone(self) -> bool:
+        """Whether all that the model was trained on is the embedded corpus."""
+        return bool(self.train_data) and all(data.is_corpus for data in self.train_data)
 
     @property
     def train_hours(self) -> float | None:
@@ -168,9 +156,10 @@ def find_evaluations(model_folder: Path, run_folder: Path | None) -> tuple[list[
     """
     if run_folder is None:
         return [], []
-    found = [run_folder] if (run_folder / RESULTS_LINES_FILE).is_file() else []
+    own_files = (run_folder / RESULTS_LINES_FILE, run_folder / METRICS_FILE)
+    found = [run_folder] if all(file.is_file() for file in own_files) else []
     stale: list[Path] = []
-    written = (model_folder / WEIGHTS_FILE).stat().st_mtime
+    written = (model_folder / "config.json").stat().st_mtime
     for metrics_file in sorted(run_folder.parent.glob(f"eval_*/{METRICS_FILE}")):
         try:
             metrics = json.loads(metrics_file.read_text(encoding="utf-8"))
@@ -206,7 +195,7 @@ def describe_data(source: str, revision: str | None = None, default_split: str |
     if source.startswith("corpus:"):
         split = source.removeprefix("corpus:")
         name = "spoken digits by synthetic voices, the corpus inside Tiny Audio"
-        return Data(name, None, ("en",), "CC0 1.0", revision, split)
+        return Data(name, None, ("en",), "CC0 1.0", revision, split, is_corpus=True)
     if not Path(source).expanduser().exists():
         try:
             known = find_set(source, default_split)

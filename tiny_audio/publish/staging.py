@@ -46,6 +46,7 @@ OUR_FILES = (*MODEL_FILES, *CODE_FILES, CARD_FILE, LICENCE_FILE, REQUIREMENTS_FI
 REQUIREMENTS = ("torch>=2.9", "transformers>=5.23,<6", "soundfile>=0.13,<1", "soxr>=0.5,<2", "numpy>=2.0,<3")
 ADAPTER_REQUIREMENTS = ("peft>=0.18,<1",)
 HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?", re.ASCII)
+VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "merges.txt")  # every piece of text may be a token
 PATH_KEYS = ("_name_or_path", "name_or_path")
 # Keys of services, by the form that their makers gave them.
 SECRETS = re.compile(
@@ -123,13 +124,13 @@ def check_nothing_private(folder: Path) -> None:
     places = {place for place in places if len(PurePath(place).parts) > 1}
     keys = {v for name, v in os.environ.items() if SECRET_VARIABLES.search(name.upper()) and len(v) >= 8}
     for file in sorted(folder.iterdir()):
-        if file.suffix == ".safetensors" or _is_one_of(file.name, CODE_FILES):
+        if file.suffix == ".safetensors" or _is_one_of(file.name, (*CODE_FILES, *VOCABULARY_FILES)):
             continue
         text = file.read_text(encoding="utf-8", errors="replace")
         if any(key in text for key in keys) or SECRETS.search(text):
             raise UserError(f"{file} holds a key or token: nothing was published")
         for place in places:
-            if re.search(re.escape(json.dumps(place)[1:-1]) + r"(?![\w-])", text):
+            if re.search(rf"(?<![\w.]){re.escape(json.dumps(place)[1:-1])}(?![\w-])", text):
                 raise UserError(f"{file} names the folder {place} of this machine: nothing was published")
 
 
@@ -192,9 +193,12 @@ def _write_merged(source: Path, folder: Path, architecture: TinyAudioConfig) -> 
 def _remove_paths(folder: Path) -> None:
     """Take out where parts lay on this machine: libraries note that, and nobody else can use it."""
     for file in folder.glob("*.json"):
-        if file.name in ("tokenizer.json", "vocab.json"):
+        if file.name in VOCABULARY_FILES:
             continue
-        content = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{file.name} of the model is damaged: {error}") from error
         cleaned = _without_paths(content)
         if cleaned != content:
             write_files({file: json.dumps(cleaned, indent=2, ensure_ascii=False) + "\n"})
