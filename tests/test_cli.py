@@ -70,7 +70,7 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     assert time.perf_counter() - start < 3  # about 0.1 s; with torch several seconds
 
 
-@pytest.mark.parametrize("name", ["eval", "transcribe"])
+@pytest.mark.parametrize("name", ["eval", "transcribe", "push"])
 def test_help_of_a_command_is_without_torch_and_has_examples(name: str) -> None:
     script = (
         f"import sys; from tiny_audio.cli import main; code = main(['{name}', '--help']);"

@@ -54,6 +54,7 @@ COMMANDS = {
     "leaderboard": Command(
         "tiny_audio.evaluate.leaderboard", "app", "Add an evaluation to the leaderboard, check or show it."
     ),
+    "push": Command("tiny_audio.publish.command", "push_command", "Publish a model on the Hugging Face hub."),
 }
 
 EXAMPLES = (

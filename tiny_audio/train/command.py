@@ -39,6 +39,7 @@ def train(
 
     config = compose_config(overrides or [])  # a typo is answered before torch is imported
 
+    import os
     import shutil
 
     from tiny_audio.evaluate.report import format_samples
@@ -67,6 +68,12 @@ def train(
         f"trained {metrics['steps']:,} steps on {metrics['audio_hours']:.1f} h of audio "
         f"in {metrics['train_seconds'] / 60:.1f} minutes"
     )
+    if config.training.hub_model_id and os.environ.get("RANK", "0") == "0":
+        from tiny_audio.publish.background import push_final
+
+        problem = push_final(config.training.hub_model_id, result.model_folder)
+        if problem is not None:
+            typer.echo(problem, err=True)
     if result.previous_run is not None:
         typer.echo(f"the earlier run is kept in {result.previous_run}")
     typer.echo(

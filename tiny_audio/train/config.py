@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from tiny_audio import configs
 from tiny_audio.errors import UserError, nearest
+from tiny_audio.publish.upload import check_repo_id
 
 DEFAULT_EXPERIMENT = "nano"
 CONFIG_FOLDER = Path(configs.__file__).resolve().parent
@@ -419,6 +420,8 @@ def _check_together(config: DictConfig) -> None:
     resume = config.training.resume
     if not isinstance(resume, bool | str) or resume == "":
         raise UserError(f"training.resume={_shown(resume)}: expected true, false or the path of a checkpoint")
+    if config.training.hub_model_id is not None:
+        check_repo_id(config.training.hub_model_id)
     for name in ("encoder", "decoder"):
         if model[f"{name}_model_name"] is None:
             _check_architecture(f"model.{name}_config", model[f"{name}_config"])

@@ -40,6 +40,7 @@ class Trainer:
         folder: where checkpoints go.
         report: called with each line of metrics.
         evaluate: called every `training.eval_steps` steps; returns more metrics, such as the dev WER.
+        saved: called with each finished checkpoint.
     """
 
     def __init__(
@@ -50,9 +51,11 @@ class Trainer:
         folder: Path,
         report: Report,
         evaluate: Callable[[], dict[str, float]] | None = None,
+        saved: Callable[[Path], None] | None = None,
     ):
         self.config, self.settings = config, config.training
         self.data, self.folder, self.report, self.evaluate = data, folder, report, evaluate
+        self.saved = saved
         # While the alignment losses are alone, the decoder gets no gradient, which DDP has to be told.
         unused = DistributedDataParallelKwargs(find_unused_parameters=config.ctc.alone_share > 0)
         self.accelerator = Accelerator(
@@ -94,13 +97,15 @@ class Trainer:
 
     def save(self) -> None:
         if self.accelerator.is_main_process:
-            save_checkpoint(
+            checkpoint = save_checkpoint(
                 self.folder / "checkpoints",
                 self.bare_model,
                 self.optimizer,
                 self.progress,
                 self.settings.save_total_limit,
             )
+            if self.saved is not None:
+                self.saved(checkpoint)
 
     def _batches(self) -> Iterator[dict[str, Any]]:
         """Endless batches from where the run stands, each followed by moving the place in the data on by one."""

@@ -46,8 +46,19 @@ def parameter_table(config: DictConfig) -> list[PartParameters]:
     Raises:
         UserError: a named model's architecture is in no local folder, not in our facts, and no hub answers.
     """
+    return _count(meta_model(config))
+
+
+def count_parameters(
+    architecture: TinyAudioConfig, freeze_encoder: bool, freeze_decoder: bool
+) -> list[PartParameters]:
+    """The parts of a model, counted as in `parameter_table`."""
+    return _count(_on_meta(architecture, freeze_encoder, freeze_decoder))
+
+
+def _count(model: TinyAudioForConditionalGeneration) -> list[PartParameters]:
     totals: dict[str, list[int]] = {}
-    for name, parameter in meta_model(config).named_parameters():  # tied weights come once
+    for name, parameter in model.named_parameters():  # tied weights come once
         part = next((part for prefix, part in PARTS.items() if name.startswith(prefix)), LOSS_HEADS)
         part += " LoRA" if LORA_MARK in f".{name}" else ""
         counts = totals.setdefault(part, [0, 0])
@@ -64,9 +75,15 @@ def meta_model(config: DictConfig) -> TinyAudioForConditionalGeneration:
     Raises:
         UserError: a named model's architecture is in no local folder, not in our facts, and no hub answers.
     """
+    return _on_meta(_architecture(config), config.model.freeze_encoder, config.model.freeze_decoder)
+
+
+def _on_meta(
+    architecture: TinyAudioConfig, freeze_encoder: bool, freeze_decoder: bool
+) -> TinyAudioForConditionalGeneration:
     with torch.device("meta"):
-        model = TinyAudioForConditionalGeneration(_architecture(config))
-    freeze(model, config.model.freeze_encoder, config.model.freeze_decoder)
+        model = TinyAudioForConditionalGeneration(architecture)
+    freeze(model, freeze_encoder, freeze_decoder)
     return model
 
 
@@ -81,11 +98,11 @@ def print_parameter_table(config: DictConfig, console: Console | None = None) ->
         share = row.trainable / max(rows[-1].trainable, 1)
         if row.part == "total":
             table.add_section()
-        table.add_row(row.part, _in_words(row.parameters), _in_words(row.trainable), f"{share:.1%}")
+        table.add_row(row.part, in_words(row.parameters), in_words(row.trainable), f"{share:.1%}")
     (console or Console()).print(table)
 
 
-def _in_words(number: int) -> str:
+def in_words(number: int) -> str:
     """`121.6M`: three or four digits are what people compare."""
     for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
         if number >= size:

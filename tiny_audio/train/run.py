@@ -27,6 +27,7 @@ from tiny_audio.evaluate.runner import evaluate, sample_indices
 from tiny_audio.evaluate.scoring import evaluate_batches
 from tiny_audio.files import write_files
 from tiny_audio.provenance import git_hash, hardware
+from tiny_audio.publish.background import BackgroundPush
 from tiny_audio.train.build import build_data, build_model
 from tiny_audio.train.checkpoints import find_checkpoint, load_checkpoint
 from tiny_audio.train.config import config_to_yaml
@@ -83,9 +84,16 @@ def run(config: DictConfig) -> RunResult:
             trainer, processor, dev, config.training.eval_samples, display.note
         )
         log = MetricsLog(folder / "metrics.jsonl", trainer.progress.step)
+        uploads = None
+        if config.training.hub_model_id and trainer.accelerator.is_main_process:
+            hub_id = config.training.hub_model_id
+            uploads = BackgroundPush(hub_id, folder, trainer.bare_model, processor, display.note)
+            trainer.saved = uploads.offer
         try:
             progress = trainer.run()
         finally:
+            if uploads is not None:
+                uploads.close()
             data.close()  # idle workers would hold their memory through the final evaluation
             draw_loss(folder, f"Tiny Audio: {folder.name}")
     if looks.clips:
