@@ -22,6 +22,7 @@ from transformers.utils import ModelOutput
 
 from .asr_checkpoint import AUTO_MAP, CUSTOM_PIPELINES, copy_code, load_adapter, own_state_dict
 from .asr_config import TinyAudioConfig
+from .asr_drafting import allow_lent_prompts, read_with_shared_prompt
 from .asr_encoders import (
     build_encoder,
     encoder_geometry,
@@ -133,6 +134,7 @@ class TinyAudioModel(TinyAudioPreTrainedModel):
             inject_lora(self.audio_tower, config.encoder_lora)
         if config.decoder_lora:
             inject_lora(self.language_model, config.decoder_lora)
+        allow_lent_prompts(self.language_model)
         self.encoder_geometry = encoder_geometry(config.audio_config)
         self.post_init()
 
@@ -213,14 +215,25 @@ class TinyAudioModel(TinyAudioPreTrainedModel):
         if inputs_embeds is None:
             assert input_ids is not None, "give input_ids or inputs_embeds"
             inputs_embeds = self.splice(input_ids, audio)
-        outputs = self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            **kwargs,
-        )
+        outputs = None
+        if (
+            use_cache is False
+            and input_ids is not None
+            and attention_mask is position_ids is None
+            and not kwargs
+        ):
+            outputs = read_with_shared_prompt(
+                self.language_model, input_ids, inputs_embeds, self.config.audio_token_id
+            )
+        if outputs is None:
+            outputs = self.language_model(
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **kwargs,
+            )
         outputs["audio_features"] = audio
         return outputs
 
