@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import soundfile
 import torch
 import yaml
-from safetensors.torch import load_file
 
-from tests.tiny_models import noise, tiny_config
+from tests.tiny_models import tiny_config
+from tests.train.short_runs import assert_same, settings, weights, write_speech
 from tiny_audio.data.loader import TrainData
 from tiny_audio.data.sources import open_sources
 from tiny_audio.errors import UserError
-from tiny_audio.hub.asr_checkpoint import WEIGHTS_FILE, load_model
+from tiny_audio.hub.asr_checkpoint import load_model
 from tiny_audio.train import checkpoints
 from tiny_audio.train.build import build_data, build_model
 from tiny_audio.train.checkpoints import list_checkpoints
@@ -34,54 +33,12 @@ from tiny_audio.train.optimizer import build_optimizer, learning_rate_factor
 from tiny_audio.train.records import draw_loss, read_metrics
 from tiny_audio.train.run import run
 
-WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 GOLDEN_NANO_LOSSES = [12.599, 5.67, 8.915, 5.615, 7.486]  # ctc of the first step, then (lm, ctc) of two
 
 
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Thirty short clips with texts, as a manifest."""
-    folder = tmp_path_factory.mktemp("speech")
-    lines = []
-    for number in range(30):
-        seconds = 0.4 + 0.1 * (number % 7)
-        soundfile.write(folder / f"{number}.wav", noise(seconds, number), 16000)
-        text = " ".join(WORDS[(number + i) % 10] for i in range(1 + number % 3))
-        lines.append(
-            json.dumps(
-                {"audio": f"{number}.wav", "text": text, "speaker": str(number % 3), "seconds": seconds}
-            )
-        )
-    (folder / "manifest.jsonl").write_text("\n".join(lines))
-    return folder
-
-
-def settings(speech: Path, folder: Path, *overrides: str) -> Any:
-    return tiny_config(
-        f"output_dir={folder}",
-        f"data.train={speech}",
-        f"data.eval={speech}",
-        f"data.test={speech}",
-        "training.max_steps=6",
-        "training.batch_seconds=4",
-        "training.save_steps=2",
-        "training.save_total_limit=10",
-        "training.logging_steps=1",
-        "training.eval_steps=3",
-        "training.eval_samples=4",
-        "training.warmup_steps=2",
-        "training.tracker=none",
-        *overrides,
-    )
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / WEIGHTS_FILE)
-
-
-def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
-    assert left.keys() == right.keys()
-    assert [name for name in left if not torch.equal(left[name], right[name])] == []
+    return write_speech(tmp_path_factory.mktemp("speech"))
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -36,11 +37,19 @@ from tiny_audio.hub.asr_checkpoint import (
     split_causal_lm,
 )
 from tiny_audio.hub.asr_config import TinyAudioConfig, resolve_model_path
-from tiny_audio.hub.asr_encoders import build_encoder, encoder_geometry, encoder_output_length, load_encoder
-from tiny_audio.hub.asr_lora import LORA_MARK
-from tiny_audio.hub.asr_losses import LossWeights, plain_text
+from tiny_audio.hub.asr_encoders import (
+    build_encoder,
+    encoder_geometry,
+    encoder_output_length,
+    encoder_width,
+    load_encoder,
+)
+from tiny_audio.hub.asr_lora import LORA_MARK, inject_lora
+from tiny_audio.hub.asr_losses import EmbeddingCTC, LossWeights, plain_text
 from tiny_audio.hub.asr_modeling import TinyAudioForConditionalGeneration
 from tiny_audio.hub.asr_processing import SAMPLING_RATE, TinyAudioProcessor, add_audio_token
+
+logger = logging.getLogger(__name__)
 
 FEATURE_EXTRACTORS = {
     kind.__name__: kind
@@ -112,9 +121,9 @@ def check_alphabet(vocabulary: str, texts: Sequence[str]) -> None:
 
 def build_data(config: DictConfig, sources: Sequence[Source], processor: TinyAudioProcessor) -> TrainData:
     """The batches that a config describes. Raises UserError where too little of the sources can be used."""
-    if config.ctc.weight > 0:
+    if config.ctc.weight > 0 and processor.ctc_vocabulary:
         rows = [row for source in sources for row in itertools.islice(source.utterances(), TEXTS_LOOKED_AT)]
-        check_alphabet(config.ctc.vocabulary, [row.text for row in rows])
+        check_alphabet(processor.ctc_vocabulary, [row.text for row in rows])
     return TrainData(
         sources,
         processor,
@@ -134,7 +143,8 @@ def build_data(config: DictConfig, sources: Sequence[Source], processor: TinyAud
 def build_model(config: DictConfig) -> tuple[TinyAudioForConditionalGeneration, TinyAudioProcessor]:
     """The model that a config describes, ready to train, in float32 on the CPU.
 
-    Random weights depend on `config.seed` alone.
+    Random weights depend on `config.seed` alone. With `init_from`, the model is that checkpoint; adapters and heads
+    that the config asks for and the checkpoint lacks are added to it, new.
 
     Raises:
         UserError: a part cannot be found, or parts do not fit each other.
@@ -145,6 +155,7 @@ def build_model(config: DictConfig) -> tuple[TinyAudioForConditionalGeneration, 
             model, processor = load_model(
                 resolve_model_path(config.init_from), device="cpu", dtype=torch.float32
             )
+            _add_parts(model, processor, config)
         else:
             model, processor = _new_model(config)
     except (OSError, ValueError, ImportError) as error:
@@ -172,6 +183,48 @@ def _new_model(config: DictConfig) -> tuple[TinyAudioForConditionalGeneration, T
         tokenizer, processor.end_token_id, processor.pad_token_id, processor.audio_token_id
     )
     return model, processor
+
+
+def additions(architecture: TinyAudioConfig, config: DictConfig) -> dict[str, Any]:
+    """What a config asks for beyond the `architecture` of the checkpoint that it starts from, by name of its field."""
+    wanted = {
+        "encoder_lora": _lora(config.encoder_lora, enabled=True),
+        "decoder_lora": _lora(config.peft, enabled=config.peft.peft_method is not None),
+        "ctc_vocabulary": config.ctc.vocabulary if config.ctc.weight > 0 else None,
+        "embedding_ctc": config.ctc.embedding_weight > 0,
+        # What trains is no longer the base model's: the checkpoint has to hold it.
+        "encoder_in_checkpoint": not config.model.freeze_encoder,
+        "decoder_in_checkpoint": not config.model.freeze_decoder,
+    }
+    return {name: value for name, value in wanted.items() if value and not getattr(architecture, name)}
+
+
+def _add_parts(
+    model: TinyAudioForConditionalGeneration, processor: TinyAudioProcessor, config: DictConfig
+) -> None:
+    """Puts `additions` into a loaded model, and says which keys of the config its checkpoint overrules."""
+    architecture = model.config
+    for key in ("projector_type", "stack_factor", "projector_hidden_size"):
+        _say_kept(f"model.{key}", getattr(architecture, key), config.model[key])
+    for key, lora in (("encoder_lora", architecture.encoder_lora), ("peft", architecture.decoder_lora)):
+        if lora and config[key].r:
+            _say_kept(f"{key}.r", lora["r"], config[key].r)
+    for name, value in additions(architecture, config).items():
+        setattr(architecture, name, value)
+        if name == "ctc_vocabulary":
+            model.ctc_head = nn.Linear(encoder_width(architecture.audio_config), len(value) + 1)
+            processor.ctc_vocabulary = value
+        elif name == "embedding_ctc":
+            model.embedding_ctc = EmbeddingCTC(architecture.text_config.hidden_size)
+        elif name == "encoder_lora":
+            inject_lora(model.model.audio_tower, value)
+        elif name == "decoder_lora":
+            inject_lora(model.model.language_model, value)
+
+
+def _say_kept(key: str, kept: Any, asked: Any) -> None:
+    if kept != asked:
+        logger.warning("%s=%s is not used: the model of init_from has %s and keeps it", key, asked, kept)
 
 
 def describe(config: DictConfig, audio_config: Any, text_config: Any) -> TinyAudioConfig:
