@@ -104,7 +104,7 @@ def main() -> None:
     for first in range(0, len(clips), BATCH_SIZE):
         alone += transcribe_waveforms(model, processor, clips[first : first + BATCH_SIZE])
     rtfx = sum(map(len, clips)) / SAMPLING_RATE / (time.perf_counter() - start)
-    normalize = get_normalizer(default_normalizer(source.name, texts))
+    normalize = get_normalizer(default_normalizer(texts))
 
     def count_edits(reference: str, heard: str) -> tuple[int, int]:
         found = jiwer.process_words(reference, heard)

@@ -159,7 +159,7 @@ def main() -> None:
     utterances = list(source.utterances())[:: 4 if arguments.quick else 1]
     references = [utterance.text for utterance in utterances]
     speech = [source.read(utterance) for utterance in utterances]
-    normalizer = default_normalizer(source.name, references)
+    normalizer = default_normalizer(references)
     heard = {guard: texts_of(speech, guard) for guard in (True, False)}
     rates = {guard: summarize(score_texts(references, heard[guard], normalizer)).wer for guard in heard}
     lost = sum(not kept and bool(free) for kept, free in zip(heard[True], heard[False], strict=True))

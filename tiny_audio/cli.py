@@ -40,6 +40,7 @@ COMMANDS = {
     "train": Command(
         "tiny_audio.train.command", "train", "Train a recogniser; without arguments, the nano recipe."
     ),
+    "plan": Command("tiny_audio.train.plan", "plan", "Tell what a run needs and costs, before you pay."),
     "transcribe": Command(
         "tiny_audio.transcribe", "transcribe_command", "Write down what is said in audio files."
     ),

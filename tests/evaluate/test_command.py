@@ -33,7 +33,9 @@ def test_an_evaluation_from_the_command_line(tmp_path: Path, capsys: pytest.Capt
     assert main(["eval", "--provider", "listener", "--data", "digits"]) == 0
     folder = tmp_path / "outputs" / "eval_listener_digits"
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    assert metrics["normalizer"] == "basic" and metrics["data"] == "digits" and metrics["model"] == "listener"
+    assert (
+        metrics["normalizer"] == "digits" and metrics["data"] == "digits" and metrics["model"] == "listener"
+    )
     assert (metrics["substitutions"], metrics["deletions"], metrics["wer"]) == (1, 2, 0.5)
     output = capsys.readouterr().out
     assert "WER" in output and "0.5000" in output and output.count("REF:") == 3
@@ -75,6 +77,12 @@ def test_replacing_other_results_is_said(tmp_path: Path, capsys: pytest.CaptureF
         (["--data", "digits", "--normalizer", "englsh"], 'Did you mean "english"'),
         (["--data", "digits", "--output-dir", "digits/a1.wav"], "is a file"),
         (["--data", "digits", "--output-dir", "digits/a1.wav/deeper"], "is a file"),
+        (["--data", "digits", "--data", "digits"], "digits is given twice"),
+        (["--data", "digits", "--data", "./digits/manifest.jsonl"], "would both be written to"),
+        (
+            ["--data", "digits", "--data", "./digits", "--output-dir", "x"],
+            "would both be written to x/digits",
+        ),
         (["--data", "digits", "--max-samples", "0"], "--max-samples"),
         (["--provider", "tiny-audio"], "Which model?"),
         (["--data", "digits", "--provider", "listner"], 'Did you mean "listener"'),

@@ -123,6 +123,34 @@ def test_whisper_is_told_the_language_and_the_task(whisper: Path) -> None:
     assert output.sequences[0, :4].tolist() == expected
 
 
+def test_a_whisper_that_loops_is_made_to_draw_anew(whisper: Path) -> None:
+    from tiny_audio.evaluate.provider_transformers import WhisperProvider, repeats_itself
+
+    provider = load_provider("transformers", str(whisper), "cpu")
+    assert isinstance(provider, WhisperProvider)
+    steady = provider.transcribe([noise(1.0)])
+    provider.model.generation_config.suppress_tokens = list(
+        range(1, len(provider.tokenizer))
+    )  # one word is left
+    (loop,) = provider.transcribe([noise(1.0)])
+    assert repeats_itself(loop)  # nothing else can be drawn: the last try is kept
+    provider.model.generation_config.suppress_tokens = None
+    assert provider.transcribe([noise(1.0)]) == steady
+    features = provider.extract([noise(1.0)], padding="max_length", return_attention_mask=True)
+    drawn = provider.draw_anew(features)
+    assert drawn == provider.draw_anew(features) and not repeats_itself(drawn)
+
+
+def test_what_counts_as_a_loop() -> None:
+    from tiny_audio.evaluate.provider_transformers import repeats_itself
+
+    assert repeats_itself("3, " * 40)
+    assert not repeats_itself("") and not repeats_itself("five five five five")
+    assert not repeats_itself(
+        "Press one to hear it again, press two to delete it, or press three to save it."
+    )
+
+
 def test_whisper_takes_long_clips_among_short_ones(whisper: Path) -> None:
     provider = load_provider("transformers", str(whisper), "cpu")
     long, short = provider.transcribe([noise(33.0), noise(1.0)])

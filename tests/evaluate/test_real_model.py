@@ -52,7 +52,7 @@ def test_a_checkpoint_is_evaluated_alike_in_any_batch_size(model: Path, tmp_path
     assert texts == [
         provider.transcribe([load_audio(utterance.audio)])[0] for utterance in together.utterances
     ]
-    assert together.failed == [] and together.metrics.rtfx > 0 and together.normalizer == "basic"
+    assert together.failed == [] and together.metrics.rtfx > 0 and together.normalizer == "digits"
 
 
 def test_eval_and_transcribe_say_the_same(

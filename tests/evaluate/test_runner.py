@@ -136,7 +136,7 @@ def test_samples_are_the_same_every_time_and_in_order(tmp_path: Path) -> None:
 def test_the_normaliser_is_chosen_by_the_whole_set(tmp_path: Path) -> None:
     rows = [("a1", 1000, "eight seven two"), ("a2", 1001, "nine")]
     result = run(tmp_path, {1000: "eight seven", 1001: "nine"}, rows)
-    assert result.normalizer == "basic"
+    assert result.normalizer == "digits"
     assert (result.metrics.deletions, result.metrics.reference_words) == (1, 4)
     in_english = run(tmp_path, {1000: "eight seven", 1001: "nine"}, rows, normalizer="english")
     assert (in_english.metrics.substitutions, in_english.metrics.reference_words) == (1, 2)

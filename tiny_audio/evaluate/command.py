@@ -72,7 +72,7 @@ def evaluate_command(
     normalizer: Annotated[
         str | None,
         typer.Option(
-            help=f"{', '.join(NORMALIZERS)}. Left out: basic (lower case, no punctuation) for digits, else"
+            help=f"{', '.join(NORMALIZERS)}. Left out: digits (counted one by one) for strings of digits, else"
             " english (Whisper's).",
             show_default=False,
         ),
@@ -185,12 +185,26 @@ def evaluate_into(
 
 
 def output_folders(sets: Sequence[str], model: str, output_dir: Path | None) -> list[Path]:
-    """Where the results of each set go: a folder of the user's choice has one inside for each of several sets."""
+    """Where the results of each set go: a folder of the user's choice has one inside for each of several sets.
+
+    Raises UserError where one set would write over the results of another.
+    """
     if output_dir is None:
-        return [Path("outputs") / default_folder_name(model, name) for name in sets]
-    if len(sets) == 1:
-        return [output_dir]
-    return [output_dir / _safe(_data_name(name)) for name in sets]
+        folders = [Path("outputs") / default_folder_name(model, name) for name in sets]
+    elif len(sets) == 1:
+        folders = [output_dir]
+    else:
+        folders = [output_dir / _safe(_data_name(name)) for name in sets]
+    for index, folder in enumerate(folders):
+        first = folders.index(folder)
+        if first < index and sets[first] == sets[index]:
+            raise UserError(f"{sets[index]} is given twice.")
+        if first < index:
+            raise UserError(
+                f"The results of {sets[first]} and of {sets[index]} would both be written to {folder}:"
+                " evaluate them one after the other, each with an --output-dir of its own."
+            )
+    return folders
 
 
 def refuse_key(provider: str) -> NoReturn:

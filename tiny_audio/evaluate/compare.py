@@ -24,7 +24,7 @@ from tiny_audio.evaluate.comparison import (
 from tiny_audio.evaluate.normalize import NORMALIZERS, get_normalizer
 from tiny_audio.evaluate.page import audio_reader, write_page
 from tiny_audio.evaluate.providers import printable
-from tiny_audio.evaluate.report import RULE, aligned_lines
+from tiny_audio.evaluate.report import RULE, aligned_lines, in_columns
 from tiny_audio.evaluate.results import PAGE_FILE, read_evaluation
 from tiny_audio.files import write_folder
 
@@ -156,15 +156,7 @@ def _table(comparison: Comparison) -> str:
                 printable(str(folder)),
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    texts = (0, 1, len(widths) - 1)  # to the left, figures to the right
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column in texts else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+    return in_columns(rows, figures=range(2, len(rows[0]) - 1))
 
 
 def _notes(comparison: Comparison) -> list[str]:

@@ -122,6 +122,8 @@ def show_command(
     set_name: Annotated[str | None, typer.Option("--set", help="Only this set.", show_default=False)] = None,
 ) -> None:
     """Print the leaderboard."""
+    from tiny_audio.evaluate.report import in_columns
+
     tables = grouped(_good_rows(find_root()))
     if set_name is not None:
         wanted, names = set_name_of(set_name) or set_name, [name for name, _ in tables]
@@ -131,7 +133,7 @@ def show_command(
             )
         tables = [table for table in tables if table[0] == wanted]
     for name, rows in tables:
-        typer.echo(f"{name}\n{_aligned(table_cells(rows, links=False))}\n")
+        typer.echo(f"{name}\n{in_columns(table_cells(rows, links=False))}\n")
 
 
 def macro_average(results: Sequence[EvalResult]) -> float:
@@ -146,6 +148,8 @@ def macro_average(results: Sequence[EvalResult]) -> float:
 
 def format_macro_table(results: Sequence[EvalResult]) -> str:
     """A line a set with its rate, interval and size, and the average of the rates."""
+    from tiny_audio.evaluate.report import in_columns
+
     cells = [
         [
             result.data,
@@ -158,7 +162,7 @@ def format_macro_table(results: Sequence[EvalResult]) -> str:
         for result in results
     ]
     number = f"{len(results)} set{'s' * (len(results) != 1)}"
-    return _aligned([*cells, ["average", percent(macro_average(results)), "", number, "", ""]])
+    return in_columns([*cells, ["average", percent(macro_average(results)), "", number, "", ""]])
 
 
 def make_row(
@@ -325,14 +329,6 @@ def _model_name(run: Path, model: str) -> str:
     if Path(model).expanduser().exists() or model.count("/") != 1 or model.startswith((".", "/", "~")):
         raise UserError(f"{run}: {model} is a name on your machine only; give the row's by --model NAME.")
     return model
-
-
-def _aligned(rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True) if width).rstrip()
-        for row in rows
-    )
 
 
 def _read_bytes(path: Path) -> bytes | None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from tiny_audio.data.known_sets import ALL_SAMPLES, find_set, known_sets
 from tiny_audio.errors import UserError, nearest
+from tiny_audio.evaluate.normalize import NORMALIZERS
 
 Row = dict[str, Any]
 
@@ -26,7 +27,6 @@ RATE_TOLERANCE = 1e-9
 MIN_SCORED_FRACTION = 0.99
 MAX_RATE = 10.0  # 1,000%: a recogniser that repeats itself can have more than 100%
 MAX_COUNT = 10**9
-NORMALIZER_NAMES = ("none", "basic", "english", "leaderboard")
 
 # No character that Markdown, HTML or a terminal takes as more than itself, and nothing that is made a link by itself.
 TEXT = re.compile(r"(?!.*(?:www\.|://|\S@|@\S|__))[A-Za-z0-9][A-Za-z0-9 ._/+(),:@-]{0,119}")
@@ -80,7 +80,7 @@ KEYS: dict[str, tuple[Callable[[Any], bool], str, bool]] = {
     "samples": (_count, "a count", True),
     "rows": (_count, "a count", True),
     "failed": (_count, "a count", True),
-    "normalizer": (lambda value: value in NORMALIZER_NAMES, "none, basic, english or leaderboard", True),
+    "normalizer": (lambda value: value in NORMALIZERS, " or ".join(NORMALIZERS), True),
     "rtfx": (_number(0, 1e6), "seconds of audio a second, up to 1,000,000", True),
     "hardware": (_matches(TEXT), "up to 120 letters, digits and ._/+(),-", True),
     "git_hash": (

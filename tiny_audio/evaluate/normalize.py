@@ -1,8 +1,8 @@
 """Text normalisers: what two transcripts may differ in without counting as an error.
 
 `english` and `basic` are Whisper's own (Radford et al. 2022, "Robust Speech Recognition via Large-Scale Weak
-Supervision", appendix C), from the package whisper-normalizer. `leaderboard` is `english` with what the Open ASR
-Leaderboard has changed in it.
+Supervision", appendix C), from the package whisper-normalizer. `digits` is `basic` for strings of digits, and
+`leaderboard` is `english` with what the Open ASR Leaderboard has changed in it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ logger = logging.getLogger(__name__)
 
 Normalizer = Callable[[str], str]
 
-DIGIT_NAMES = frozenset(
-    ("zero", "oh", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-)
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 def none(text: str) -> str:
@@ -40,11 +38,21 @@ def basic(text: str) -> str:
     return " ".join(_basic_normalizer()(text).split())
 
 
+def digits(text: str) -> str:
+    """As `basic`, with every digit a word of its own: "872", "8-7-2" and "eight seven two" are the same.
+
+    So is "oh" the same as "zero". For strings of spoken digits, which one recogniser writes as words and another
+    as a number: an error counts once for each digit.
+    """
+    spelled = re.sub("[0-9]", lambda match: f" {DIGITS[int(match[0])]} ", basic(text))
+    return " ".join("zero" if word == "oh" else word for word in spelled.split())
+
+
 def english(text: str) -> str:
     """As `basic`, with numbers as digits, American spelling, contractions written out and no fillers.
 
     This is Whisper's EnglishTextNormalizer. It joins successive digits ("eight seven two" becomes the one
-    word "872"), which is why digit corpora use `basic`. A text that it cannot digest (a recogniser's endless
+    word "872"), which is why digit corpora use `digits`. A text that it cannot digest (a recogniser's endless
     loop of digits, say) is normalised by `basic` instead of ending the evaluation, and logged.
     """
     return _digest(_english_normalizer(), text)
@@ -68,6 +76,7 @@ def leaderboard(text: str) -> str:
 NORMALIZERS: dict[str, Normalizer] = {
     "none": none,
     "basic": basic,
+    "digits": digits,
     "english": english,
     "leaderboard": leaderboard,
 }
@@ -82,16 +91,14 @@ def get_normalizer(name: str) -> Normalizer:
     return NORMALIZERS[name]
 
 
-def default_normalizer(source_name: str, references: Iterable[str]) -> str:
+def default_normalizer(references: Iterable[str]) -> str:
     """The name of the normaliser a set is scored with unless the user says otherwise.
 
-    `basic` for the embedded corpus (spoken number phrases) and for any set whose references consist of digit
-    names only, whose errors must be counted digit by digit; `english` for everything else.
+    `digits` for any set whose references consist of the names of digits only, such as the embedded corpus, so
+    that errors are counted digit by digit; `english` for everything else.
     """
-    if source_name.startswith("corpus:"):
-        return "basic"
-    spoken = {word for reference in references for word in re.findall(r"\w+", reference.lower())}
-    return "basic" if spoken and spoken <= DIGIT_NAMES else "english"
+    spoken = {word for reference in references for word in basic(reference).split()}
+    return "digits" if spoken and spoken <= {*DIGITS, "oh"} else "english"
 
 
 @functools.cache

@@ -6,8 +6,9 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from math import log10
 from pathlib import Path
@@ -230,10 +231,37 @@ def _facts(result: EvalResult) -> list[tuple[str, str]]:
         ("Normaliser", result.normalizer),
     ]
     for name, value in result.details.items():
-        if value is not None:
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            facts.append((name.replace("_", " ").capitalize(), text.strip("{}").replace('"', "")))
+        if value is None or name == "audio_seconds":  # the audio stands above
+            continue
+        label, write = DETAILS.get(name, (name.replace("_", " ").capitalize(), _plain))
+        facts.append((label, write(value)))
     return facts
+
+
+def _plain(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text.strip("{}").replace('"', "")
+
+
+def _day_and_time(value: Any) -> str:
+    try:
+        return f"{datetime.fromisoformat(value).astimezone(UTC):%d %B %Y, %H:%M} UTC"
+    except (TypeError, ValueError, OverflowError):  # read back from a file of any content
+        return _plain(value)
+
+
+# How the page calls what an evaluation notes about itself, and how it writes the value.
+DETAILS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "date": ("Begun", _day_and_time),
+    "hardware": ("Computed on", _plain),
+    "git_hash": ("Commit of Tiny Audio", _plain),
+    "data_revision": ("Revision of the data", _plain),
+    "num_rows": ("Utterances in the whole set", _plain),
+    "max_samples": ("Sample of at most", _plain),
+    "batch_size": ("Clips in a batch", _plain),
+    "wall_seconds": ("Seconds of computing", _plain),
+    "cost_usd": ("Cost in dollars", _plain),
+}
 
 
 def _grouping(

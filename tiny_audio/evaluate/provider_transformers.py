@@ -5,6 +5,7 @@ Greedy, in English where a model knows more languages, and without transformers'
 
 from __future__ import annotations
 
+import zlib
 from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import Any
@@ -25,6 +26,10 @@ MAX_SECONDS = 120.0
 # Of a seq2seq model that does not say how many positions its decoder has. Speech is about 5 tokens a second.
 MAX_POSITIONS = 448
 NUM_PROMPT_TOKENS = 4  # Whisper's: start, language, task, no timestamps
+# Whisper's remedy against loops, with the numbers of its paper (Radford et al. 2022, section 4.5): a text that gzip
+# makes this much shorter repeats itself, and is drawn anew at rising temperatures until one does not.
+LOOP_COMPRESSION = 2.4
+FALLBACK_TEMPERATURES = (0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 class TransformersProvider(ABC):
@@ -39,6 +44,7 @@ class TransformersProvider(ABC):
     costs_money = False
     price_usd_per_hour: float | None = None
     max_seconds: float | None = MAX_SECONDS
+    decoding = "greedy"
 
     def __init__(self, model: Any, feature_extractor: Any, tokenizer: Any, source: str) -> None:
         self.model = model
@@ -51,7 +57,7 @@ class TransformersProvider(ABC):
         import transformers
 
         words = (self.source, transformers.__version__, self.model.dtype, self.model.device.type, LANGUAGE)
-        return f"transformers {' '.join(map(str, words))} greedy"
+        return f"transformers {' '.join(map(str, words))} {self.decoding}"
 
     def extract(self, waveforms: list[Waveform], **options: Any) -> dict[str, Any]:
         """Features of a batch as the model takes them: padded, with a mask where the model has use for one."""
@@ -110,11 +116,12 @@ class Seq2SeqProvider(TransformersProvider):
 class WhisperProvider(Seq2SeqProvider):
     """Whisper hears windows of 30 s, padded to that length, so its batches are exact.
 
-    Longer clips go through its own sequential long form (Radford et al. 2022, section 4.5), one at a time and
-    without its fallback to sampling.
+    Greedy, but for texts that repeat themselves (`LOOP_COMPRESSION`). Longer clips go through its own sequential
+    long form (Radford et al. 2022, section 4.5), one at a time and without that remedy.
     """
 
     max_seconds: float | None = None
+    decoding = "greedy, loops drawn anew"
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -136,13 +143,35 @@ class WhisperProvider(Seq2SeqProvider):
                 features = self.extract(
                     [waveforms[index] for index in short], padding="max_length", return_attention_mask=True
                 )
-                results.update(zip(short, self.write(features, self.options), strict=True))
+                results.update(zip(short, self.write_short(features), strict=True))
             for index in results.keys() ^ range(len(waveforms)):
                 features = self.extract(
                     [waveforms[index]], padding="longest", truncation=False, return_attention_mask=True
                 )
                 (results[index],) = self.write(features, {**self.options, "return_timestamps": True})
         return [results[index] for index in range(len(waveforms))]
+
+    def write_short(self, features: dict[str, Any]) -> list[str]:
+        texts = self.write(features, self.options)
+        for index, text in enumerate(texts):
+            if repeats_itself(text):
+                alone = {name: value[index : index + 1] for name, value in features.items()}
+                texts[index] = self.draw_anew(alone)
+        return texts
+
+    def draw_anew(self, features: dict[str, Any]) -> str:
+        """The text of one clip by sampling: the first that does not repeat itself, else the last."""
+        import torch
+
+        text = ""
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # the same text every time, whatever else is in the batch
+            for temperature in FALLBACK_TEMPERATURES:
+                options = {**self.options, "do_sample": True, "temperature": temperature}
+                (text,) = self.write(features, options)
+                if not repeats_itself(text):
+                    break
+        return text
 
 
 class CTCProvider(TransformersProvider):
@@ -247,6 +276,12 @@ def find_kind(config: Any, model: str) -> tuple[type[TransformersProvider], Any]
     raise UserError(
         f"{model} is a {config.model_type} model, which transformers does not know as a speech recogniser."
     )
+
+
+def repeats_itself(text: str) -> bool:
+    """Whether a text is a loop, by how well it can be compressed."""
+    raw = text.encode()
+    return len(raw) / len(zlib.compress(raw)) > LOOP_COMPRESSION
 
 
 def is_multilingual(tokenizer: Any) -> bool:

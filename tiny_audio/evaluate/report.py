@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from rich.cells import cell_len
@@ -102,6 +102,19 @@ def format_samples(result: EvalResult, num_samples: int, width: int) -> str:
     """Some utterances from all over the set, reference above hypothesis, `width` characters wide at most."""
     chosen = result.utterances[:: max(1, len(result.utterances) // max(num_samples, 1))][:num_samples]
     return "\n\n".join("\n".join(_utterance_lines(utterance, width)) for utterance in chosen)
+
+
+def in_columns(rows: Sequence[Sequence[str]], figures: Container[int] = ()) -> str:
+    """A table as text: columns of `figures` to the right, others to the left, those without a word left out."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if column in figures else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            if width
+        ).rstrip()
+        for row in rows
+    )
 
 
 def aligned_lines(

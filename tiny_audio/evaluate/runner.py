@@ -73,7 +73,7 @@ def evaluate(
             f" so a score of the rest would mislead; mend or remove them: {list_problems(source.problems)}"
         )
     if normalizer is None:
-        normalizer = default_normalizer(source.name, (row.text for row in rows))
+        normalizer = default_normalizer(row.text for row in rows)
     get_normalizer(normalizer)  # an unknown one must fail now, not after an hour
     utterances = [rows[index] for index in sample_indices(len(rows), max_samples)]
 

@@ -46,11 +46,8 @@ def parameter_table(config: DictConfig) -> list[PartParameters]:
     Raises:
         UserError: a named model's architecture is in no local folder, not in our facts, and no hub answers.
     """
-    with torch.device("meta"):
-        model = TinyAudioForConditionalGeneration(_architecture(config))
-    freeze(model, config.model.freeze_encoder, config.model.freeze_decoder)
     totals: dict[str, list[int]] = {}
-    for name, parameter in model.named_parameters():  # tied weights come once
+    for name, parameter in meta_model(config).named_parameters():  # tied weights come once
         part = next((part for prefix, part in PARTS.items() if name.startswith(prefix)), LOSS_HEADS)
         part += " LoRA" if LORA_MARK in f".{name}" else ""
         counts = totals.setdefault(part, [0, 0])
@@ -59,6 +56,18 @@ def parameter_table(config: DictConfig) -> list[PartParameters]:
     rows = [PartParameters(part, *totals[part]) for part in ORDER if part in totals]
     total = PartParameters("total", sum(row.parameters for row in rows), sum(row.trainable for row in rows))
     return [*rows, total]
+
+
+def meta_model(config: DictConfig) -> TinyAudioForConditionalGeneration:
+    """The model that `config` describes, frozen where it says so, on the meta device: shapes without numbers.
+
+    Raises:
+        UserError: a named model's architecture is in no local folder, not in our facts, and no hub answers.
+    """
+    with torch.device("meta"):
+        model = TinyAudioForConditionalGeneration(_architecture(config))
+    freeze(model, config.model.freeze_encoder, config.model.freeze_decoder)
+    return model
 
 
 def print_parameter_table(config: DictConfig, console: Console | None = None) -> None:

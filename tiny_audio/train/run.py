@@ -159,7 +159,7 @@ class DevEvaluation:
     def __init__(self, trainer: Trainer, processor: Any, source: Source, num_samples: int):
         self.trainer, self.processor, self.folder = trainer, processor, trainer.folder
         rows = source.utterances()
-        self.normalizer = default_normalizer(source.name, (row.text for row in rows))
+        self.normalizer = default_normalizer(row.text for row in rows)
         clips = []
         for index in sample_indices(len(rows), num_samples):
             try:

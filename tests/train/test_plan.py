@@ -1,0 +1,164 @@
+"""The cost of a run is counted on shapes alone: against what the real model computes and keeps, and in dollars."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.tiny_models import noise, tiny_config
+from tiny_audio.cli import main
+from tiny_audio.hub.asr_losses import LossWeights
+from tiny_audio.train.build import build_model, freeze
+from tiny_audio.train.compute import PROMPT_TOKENS, TEXT_TOKENS_PER_SECOND, StepCost, step_cost
+from tiny_audio.train.config import compose_config
+from tiny_audio.train.parameters import meta_model
+from tiny_audio.train.plan import GPUS_FILE, read_gpus
+
+SECONDS = 10.0
+LM_ONLY = LossWeights()
+
+
+def cost_of(*overrides: str, weights: LossWeights = LM_ONLY, checkpointing: bool = False) -> StepCost:
+    config = compose_config(overrides)
+    return step_cost(meta_model(config), weights, gradient_checkpointing=checkpointing)
+
+
+def wide_config(*overrides: str) -> DictConfig:
+    """Tiny towers, but wide enough that matrices are the work and activations the memory."""
+    config = tiny_config("ctc.weight=0", "ctc.alone_share=0", *overrides)
+    config.model.encoder_config = {**config.model.encoder_config, "d_model": 128, "encoder_ffn_dim": 512}
+    sizes = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 3}
+    config.model.decoder_config = {**config.model.decoder_config, **sizes}
+    return config
+
+
+def real_step(config: DictConfig, attention: str) -> tuple[float, float]:
+    """FLOP, and bytes kept for the backward pass, of one clip in the real model, both per second of audio."""
+    model, processor = build_model(config)
+    model.train()
+    for tower in (model.model.audio_tower, model.model.language_model):
+        tower.set_attn_implementation(attention)
+    text = "a" * round(TEXT_TOKENS_PER_SECOND * SECONDS)
+    batch = processor.collate([processor.encode(noise(SECONDS), text)])
+    prompt = torch.full((1, PROMPT_TOKENS), 7)
+    batch["input_ids"] = torch.cat([prompt, batch["input_ids"]], dim=1)
+    batch["labels"] = torch.cat([torch.full_like(prompt, -100), batch["labels"]], dim=1)
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    kept: dict[int, Any] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with FlopCounterMode(display=False) as counter, hooks:
+        model(**batch, loss_weights=LM_ONLY).loss.backward()
+    return counter.get_total_flops() / SECONDS, sum(each.nbytes() for each in kept.values()) / SECONDS
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],  # everything trains
+        ["model.freeze_encoder=true", "model.freeze_decoder=true"],
+        ["model.freeze_encoder=true", "encoder_lora.r=4", "model.freeze_decoder=true", "peft.r=4"],
+    ],
+)
+def test_what_is_counted_is_what_the_model_does(overrides: list[str]) -> None:
+    config = wide_config(*overrides)
+    flops, _ = real_step(config, "eager")  # PyTorch does not count what a fused kernel does on a CPU,
+    _, kept_bytes = real_step(config, "sdpa")  # and only that keeps no (T, T) scores
+    model, _ = build_model(config)
+    freeze(model, config.model.freeze_encoder, config.model.freeze_decoder)
+    cost = step_cost(
+        model.to("meta"), LM_ONLY, gradient_checkpointing=False, clip_seconds=SECONDS, hop_length=320
+    )
+    assert cost.flops_per_audio_second == pytest.approx(flops, rel=0.03)
+    # bf16 for float32; too much rather than too little
+    assert 1.0 <= cost.bytes_per_audio_second / (kept_bytes / 2) <= 1.3
+    assert cost.repeated_flops_per_audio_second == 0
+
+
+def test_stage1_costs_what_its_weights_say() -> None:
+    """402 GFLOP: 2 a weight and position forward, 2 for gradients that pass, 2 for the projector, which trains."""
+    cost = cost_of(
+        "+experiments=stage1", weights=LossWeights(ctc=0.3, embedding=0.3, embedding_negatives=8192)
+    )
+    assert cost.flops_per_audio_second == pytest.approx(402e9, rel=0.07)
+    assert [part.part for part in cost.parts] == [
+        "encoder",
+        "projector",
+        "decoder",
+        "decoder head",
+        "CTC losses",
+    ]
+    trained, frozen = (
+        cost.weight_bytes["trained weights, gradients, AdamW"],
+        cost.weight_bytes["frozen weights, bf16"],
+    )
+    assert trained == pytest.approx(16 * 138.9e6, rel=0.01) and frozen == pytest.approx(2 * 4.037e9, rel=0.01)
+
+
+def test_checkpointing_trades_memory_for_work() -> None:
+    kept = cost_of("+experiments=small", checkpointing=False)
+    again = cost_of("+experiments=small", checkpointing=True)
+    assert again.flops_per_audio_second == kept.flops_per_audio_second
+    assert again.bytes_per_audio_second < kept.bytes_per_audio_second / 2
+    assert again.repeated_flops_per_audio_second > 0.2 * kept.flops_per_audio_second
+
+
+def test_a_resting_decoder_costs_nothing() -> None:
+    cost = cost_of("+experiments=small", weights=LossWeights(language_model=0.0, ctc=0.3, embedding=0.3))
+    assert "decoder" not in {part.part for part in cost.parts}
+    assert cost.flops_per_audio_second < 0.4 * cost_of("+experiments=small").flops_per_audio_second
+
+
+def test_time_and_dollars() -> None:
+    table = read_gpus()
+    a40 = next(gpu for gpu in table.gpus if gpu.name == "A40")
+    # DESIGN's count: 4,000 hours in a day at 45%.
+    assert 24 * a40.audio_seconds_a_second(402e9, 0.45) == pytest.approx(4000, rel=0.01)
+    assert a40.largest_batch_seconds(10e9, 0.1e9) == pytest.approx((48 * 0.92 - 2 - 10) / 0.1)
+    assert a40.largest_batch_seconds(60e9, 0.1e9) == 0
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    assert main(["plan", "+experiments=projector_only"]) == 0
+    output = capsys.readouterr().out
+    for words in (
+        "Parameters",
+        "14.7M",
+        "GFLOP a second of audio",
+        "A40",
+        "dollars",
+        "extrapolated",
+        "2026-",
+    ):
+        assert words in output
+    assert main(["plan", "+experiments=stage1", "training.max_step=3"]) == 2
+    assert "training.max_steps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("gpus: [", "is not a table of GPUs"),
+        ("prices_as_of: x\ngpus: {T4: {memory_gb: 16}}", "T4 needs"),
+        ("prices_as_of: x\ngpus: {T4: {memory_gb: 16, bf16_tflops: -1, dollars_an_hour: 1}}", "all above 0"),
+    ],
+)
+def test_a_table_of_ones_own(
+    content: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.yaml").write_text(content, encoding="utf-8")
+    assert main(["plan", "--gpus", str(tmp_path / "mine.yaml")]) == 2
+    assert message in capsys.readouterr().err
+    assert main(["plan", "--gpus", str(GPUS_FILE.with_name("none.yaml"))]) == 2

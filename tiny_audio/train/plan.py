@@ -1,0 +1,195 @@
+"""`tiny-audio plan`: what a run needs and costs, before anything is downloaded or rented."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tiny_audio.errors import UserError
+
+GPUS_FILE = Path(__file__).parents[1] / "facts" / "gpus.yaml"
+# Share of the data sheet's speed that a tuned run reaches; 0.4-0.5 is what well-kept training code reports.
+UTILIZATION = 0.45
+# CUDA's context, kernels' workspace, and what the allocator cannot use.
+RESERVED_BYTES = 2.0e9
+USABLE_SHARE = 0.92
+GPU_KEYS = {"memory_gb", "bf16_tflops", "dollars_an_hour"}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """`dollars_an_hour` is the price on the day that the table names."""
+
+    name: str
+    memory_gb: float
+    bf16_tflops: float
+    dollars_an_hour: float
+
+    def largest_batch_seconds(self, fixed_bytes: float, bytes_per_audio_second: float) -> float:
+        """Audio in the largest batch that fits; 0 where not even the weights do."""
+        free = self.memory_gb * 1e9 * USABLE_SHARE - RESERVED_BYTES - fixed_bytes
+        return max(0.0, free / bytes_per_audio_second)
+
+    def audio_seconds_a_second(self, flops_per_audio_second: float, utilization: float) -> float:
+        """Audio trained in a second, with everything that is computed for a second of audio."""
+        return self.bf16_tflops * 1e12 * utilization / flops_per_audio_second
+
+
+@dataclass(frozen=True)
+class GpuTable:
+    """`as_of` and `source` are of the prices."""
+
+    gpus: tuple[Gpu, ...]
+    as_of: str
+    source: str
+
+
+def read_gpus(path: Path = GPUS_FILE) -> GpuTable:
+    """The table of GPUs. Raises UserError for a file that is not one."""
+    from omegaconf import OmegaConf
+
+    try:
+        content: Any = OmegaConf.to_container(OmegaConf.load(path))
+        gpus = []
+        for name, values in content["gpus"].items():
+            if set(values) != GPU_KEYS or not all(float(value) > 0 for value in values.values()):
+                raise UserError(f"{path}: {name} needs {', '.join(sorted(GPU_KEYS))}, all above 0.")
+            gpus.append(Gpu(str(name), **{key: float(value) for key, value in values.items()}))
+        return GpuTable(tuple(gpus), str(content["prices_as_of"]), str(content["prices_from"]))
+    except UserError:
+        raise
+    except Exception as error:  # a file of any content
+        raise UserError(
+            f"{path} is not a table of GPUs like {GPUS_FILE} ({type(error).__name__}: {str(error).splitlines()[0]})."
+        ) from error
+
+
+def plan(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="+experiments=NAME and key=value pairs, as for train.",
+            metavar="[OVERRIDE]...",
+            show_default=False,
+        ),
+    ] = None,
+    utilization: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Share of a GPU's printed speed that the run reaches.")
+    ] = UTILIZATION,
+    clip_seconds: Annotated[
+        float, typer.Option(min=0.5, max=30.0, help="Mean length of the clips, in seconds.")
+    ] = 7.0,
+    gpus: Annotated[
+        Path, typer.Option(help="A table of GPUs and prices to use.", show_default=False)
+    ] = GPUS_FILE,
+) -> None:
+    """Tell what a run needs before you pay: parameters, memory, time and dollars on GPUs that can be rented.
+
+    Counts what the model computes and keeps by running its code without numbers. Nothing is downloaded where the
+    architecture is known (all recipes) or lies on this machine; no GPU is needed.
+
+    \b
+    Examples:
+      tiny-audio plan +experiments=stage1
+      tiny-audio plan +experiments=qwen3_8b training.max_steps=20000 --utilization 0.4
+    """
+    from tiny_audio.train.config import compose_config
+
+    config = compose_config(overrides or [])
+    table = read_gpus(gpus)
+
+    from rich.console import Console
+
+    from tiny_audio.train.build import loss_weights
+    from tiny_audio.train.compute import HOP_LENGTH, step_cost
+    from tiny_audio.train.parameters import meta_model, print_parameter_table
+
+    console = Console()
+    print_parameter_table(config, console)
+    settings = config.training
+    cost = step_cost(
+        meta_model(config),
+        loss_weights(config, settings.max_steps),
+        gradient_checkpointing=settings.gradient_checkpointing,
+        clip_seconds=clip_seconds,
+        hop_length=config.model.feature_extractor.get("hop_length", HOP_LENGTH),
+    )
+    console.print(_cost_table(cost, settings.batch_seconds))
+    console.print(_gpu_table(table, cost, config, utilization))
+    step_seconds = settings.batch_seconds * settings.gradient_accumulation_steps
+    typer.echo(
+        f"{settings.max_steps:,} steps of {step_seconds:,.0f} s:"
+        f" {settings.max_steps * step_seconds / 3600:,.0f} hours of audio, in clips of {clip_seconds:g} s.\n"
+        f"Time is extrapolated: counted work at {utilization:.0%} of the printed bf16 speed, nothing measured on these"
+        " GPUs.\nMemory is counted, too, with"
+        f" {RESERVED_BYTES / 1e9:g} GB set aside and {1 - USABLE_SHARE:.0%} not used.\n"
+        f"Prices of {table.as_of} ({table.source}); edit {gpus}."
+    )
+
+
+def _cost_table(cost: Any, batch_seconds: float) -> Any:
+    from rich.table import Table
+
+    table = Table(title=f"Work, and memory for a batch of {batch_seconds:g} s", title_justify="left")
+    table.add_column("part")
+    table.add_column("GFLOP a second of audio", justify="right")
+    table.add_column("GB", justify="right")
+    for name, num_bytes in cost.weight_bytes.items():
+        table.add_row(name, "", f"{num_bytes / 1e9:.2f}")
+    table.add_section()
+    for part in cost.parts:
+        table.add_row(part.part, f"{part.flops / 1e9:.1f}", f"{part.kept_bytes * batch_seconds / 1e9:.2f}")
+    working = max(part.working_bytes for part in cost.parts)
+    if working:
+        repeated = f"{cost.repeated_flops_per_audio_second / 1e9:.1f}"
+        table.add_row(
+            "layers computed again, one at a time", repeated, f"{working * batch_seconds / 1e9:.2f}"
+        )
+    table.add_section()
+    total_bytes = cost.fixed_bytes + cost.bytes_per_audio_second * batch_seconds
+    total_flops = cost.flops_per_audio_second + cost.repeated_flops_per_audio_second
+    table.add_row("total", f"{total_flops / 1e9:.1f}", f"{total_bytes / 1e9:.2f}")
+    return table
+
+
+def _gpu_table(gpus: GpuTable, cost: Any, config: Any, utilization: float) -> Any:
+    from rich.table import Table
+
+    settings = config.training
+    step_seconds = settings.batch_seconds * settings.gradient_accumulation_steps
+    table = Table(title="On one GPU", title_justify="left")
+    for heading in (
+        "GPU",
+        "GB",
+        "largest batch",
+        "seconds a step",
+        "audio hours an hour",
+        "hours",
+        "dollars",
+    ):
+        table.add_column(heading, justify="left" if heading == "GPU" else "right")
+    for gpu in gpus.gpus:
+        largest = gpu.largest_batch_seconds(cost.fixed_bytes, cost.bytes_per_audio_second)
+        if largest < config.data.max_seconds:  # not even one clip of the longest allowed
+            table.add_row(gpu.name, f"{gpu.memory_gb:g}", "too small", *["-"] * 4)
+            continue
+        work = cost.flops_per_audio_second + cost.repeated_flops_per_audio_second
+        speed = gpu.audio_seconds_a_second(work, utilization)
+        hours = settings.max_steps * step_seconds / speed / 3600
+        table.add_row(
+            gpu.name,
+            f"{gpu.memory_gb:g}",
+            f"{largest:,.0f} s" + (" !" if largest < settings.batch_seconds else ""),
+            f"{step_seconds / speed:.2f}",
+            f"{speed:,.0f}",
+            f"{hours:,.1f}",
+            f"{hours * gpu.dollars_an_hour:,.2f}",
+        )
+    table.caption = (
+        "! less than training.batch_seconds: lower it, and raise training.gradient_accumulation_steps"
+    )
+    table.caption_justify = "left"
+    return table
