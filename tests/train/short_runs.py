@@ -18,6 +18,7 @@ WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 def write_speech(folder: Path) -> Path:
     """Thirty short clips with texts, as a manifest."""
+    folder.mkdir(exist_ok=True)
     lines = []
     for number in range(30):
         seconds = 0.4 + 0.1 * (number % 7)

@@ -23,6 +23,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
+from tiny_audio.data.features import FrameStore
 from tiny_audio.data.loader import TrainData
 from tiny_audio.data.source import Source
 from tiny_audio.errors import UserError
@@ -34,6 +35,7 @@ from tiny_audio.hub.asr_checkpoint import (
     load_decoder,
     load_model,
     load_tokenizer,
+    read_config,
     split_causal_lm,
 )
 from tiny_audio.hub.asr_config import TinyAudioConfig, resolve_model_path
@@ -119,8 +121,18 @@ def check_alphabet(vocabulary: str, texts: Sequence[str]) -> None:
     )
 
 
-def build_data(config: DictConfig, sources: Sequence[Source], processor: TinyAudioProcessor) -> TrainData:
-    """The batches that a config describes. Raises UserError where too little of the sources can be used."""
+def build_data(
+    config: DictConfig,
+    sources: Sequence[Source],
+    processor: TinyAudioProcessor,
+    *,
+    variants: int | None = None,
+    store: FrameStore | None = None,
+) -> TrainData:
+    """The batches that a config describes; `variants` and `store` as in `TrainData`.
+
+    Raises UserError where too little of the sources can be used.
+    """
     if config.ctc.weight > 0 and processor.ctc_vocabulary:
         rows = [row for source in sources for row in itertools.islice(source.utterances(), TEXTS_LOOKED_AT)]
         check_alphabet(processor.ctc_vocabulary, [row.text for row in rows])
@@ -137,6 +149,8 @@ def build_data(config: DictConfig, sources: Sequence[Source], processor: TinyAud
         max_bad_fraction=config.data.max_bad_fraction,
         clean_text=config.data.clean_text,
         short_first=config.data.short_first,
+        variants=variants,
+        store=store,
     )
 
 
@@ -162,6 +176,41 @@ def build_model(config: DictConfig) -> tuple[TinyAudioForConditionalGeneration, 
         raise UserError(str(error)) from error
     freeze(model, config.model.freeze_encoder, config.model.freeze_decoder)
     return model, processor
+
+
+def build_encoder_side(config: DictConfig) -> tuple[Any, TinyAudioProcessor]:
+    """The encoder that `build_model` would put into its model, and a processor for its inputs; no decoder is loaded.
+
+    Raises:
+        UserError: a part cannot be found.
+    """
+    torch.manual_seed(config.seed)
+    try:
+        if config.init_from:
+            return _encoder_side_of_checkpoint(resolve_model_path(config.init_from))
+        tower, feature_extractor = _encoder(config.model)
+        settings = config.model
+        architecture = TinyAudioConfig(
+            audio_config=tower.config,
+            projector_type=settings.projector_type,
+            stack_factor=settings.stack_factor,
+        )
+        tokenizer = build_tokenizer(settings)
+        return tower, TinyAudioProcessor.from_parts(
+            architecture, feature_extractor, tokenizer, settings.prompt
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(str(error)) from error
+
+
+def _encoder_side_of_checkpoint(path: str) -> tuple[Any, TinyAudioProcessor]:
+    architecture = read_config(path)
+    if architecture.encoder_lora or architecture.encoder_in_checkpoint:
+        model, processor = load_model(path, device="cpu", dtype=torch.float32)
+        return model.model.audio_tower, processor
+    base: Any = architecture.encoder_base
+    tower = load_encoder(resolve_model_path(base["name"]), revision=base.get("revision"), dtype=torch.float32)
+    return tower, TinyAudioProcessor.from_pretrained(path)
 
 
 def _new_model(config: DictConfig) -> tuple[TinyAudioForConditionalGeneration, TinyAudioProcessor]:

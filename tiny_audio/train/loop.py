@@ -25,7 +25,14 @@ from tiny_audio.train.checkpoints import Progress, save_checkpoint
 from tiny_audio.train.optimizer import build_optimizer, learning_rate_factor
 
 TERM_NAMES = {"lm": "lm_loss", "ctc": "ctc_loss", "embedding": "embedding_loss", "balance": "balance_loss"}
-MODEL_INPUTS = ("input_features", "input_features_mask", "input_ids", "labels", "ctc_labels")
+MODEL_INPUTS = (
+    "input_features",
+    "encoder_frames",
+    "input_features_mask",
+    "input_ids",
+    "labels",
+    "ctc_labels",
+)
 
 Report = Callable[[dict[str, Any]], None]
 
