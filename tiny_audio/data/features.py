@@ -27,7 +27,7 @@ from tiny_audio.data.utterance import Utterance, utterance_key
 from tiny_audio.errors import UserError
 from tiny_audio.files import write_files
 
-SHARD_BYTES = 64 * 2**20  # what a killed run may lose
+SHARD_BYTES = 32 * 2**20  # what a killed run may lose
 MAPPED_SHARDS = 64  # at a time: each holds a file descriptor
 ABOUT_FILE = "about.json"
 # `clip` is the clip's identity and `hearing` the variant of its sound; `num_samples` is its length as heard. Frames
@@ -76,7 +76,7 @@ class FrameStore:
 
     def __init__(self, folder: Path, dtype: torch.dtype, width: int) -> None:
         """`dtype` and `width` (D_e) are those of the frames."""
-        self._folder, self._dtype, self._width = folder, dtype, width
+        self._folder, self.dtype, self._width = folder, dtype, width
         self._names = sorted(path.stem for path in folder.glob("*.npy"))
         parts = [np.load(folder / f"{name}.npy") for name in self._names]
         self.entries = np.concatenate([np.zeros(0, ENTRY), *parts])
@@ -100,11 +100,11 @@ class FrameStore:
         """The frames (D_e, F) of entry `number`."""
         entry = self.entries[number]
         shard = _map_shard(
-            self._folder / f"{self._names[self._shards[number]]}.frames", self._dtype, self._width
+            self._folder / f"{self._names[self._shards[number]]}.frames", self.dtype, self._width
         )
         start = int(entry["start"])
         frames = shard[start : start + int(entry["num_frames"])]  # (F, D_e)
-        return torch.from_numpy(frames.T.copy()).view(self._dtype)
+        return torch.from_numpy(frames.T.copy()).view(self.dtype)
 
 
 @lru_cache(maxsize=MAPPED_SHARDS)

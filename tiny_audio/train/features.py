@@ -28,6 +28,7 @@ from rich.progress import (
 from torch import Tensor, nn
 
 from tiny_audio.data.features import FrameStore, FrameWriter, differences, file_bytes, store_folder
+from tiny_audio.data.loader import TrainData
 from tiny_audio.data.sources import open_sources
 from tiny_audio.errors import UserError
 from tiny_audio.hub.asr_checkpoint import fingerprint, pick_device
@@ -117,6 +118,8 @@ def cache_features(
         f"{num_clips:,} of {variants * data.num_clips:,} sounds to encode, {seconds / 3600:.2f} hours: about "
         f"{_in_words(size)} in {folder}"
     )
+    if num_clips == 0:
+        return folder
     _check_space(cache, size)
     encoder = Encoder(tower, mixed_precision(config.training.bf16))
     writer = FrameWriter(folder, about)
@@ -124,25 +127,7 @@ def cache_features(
     try:
         with _progress(seconds) as advance:
             for hearing in range(variants):
-                for batch in data.batches_to_encode(hearing, store):
-                    for clip, frames in enumerate(
-                        encoder(batch["input_features"], batch["input_features_mask"])
-                    ):
-                        location = batch["utterances"][clip].audio.location
-                        writer.add(
-                            batch["identities"][clip],
-                            hearing,
-                            frames.to(dtype),
-                            batch["num_samples"][clip],
-                            file_bytes(location),
-                        )
-                    advance(batch["audio_seconds"])
-        writer.finish_shard()
-        store = FrameStore(folder, dtype, width)
-        for hearing in range(variants):
-            for identity in data.clips_to_encode(hearing, store)[0]:  # those that could not be read
-                writer.add(int(identity), hearing, None)
-        writer.finish_shard()
+                fill_store(store, writer, data, encoder, hearing, advance)
     except KeyboardInterrupt:
         writer.finish_shard()
         note("stopped; the same command goes on from here")
@@ -158,10 +143,34 @@ def cache_features(
         data.close()
     took = time.perf_counter() - started
     note(
-        f"wrote {_in_words(writer.bytes_written)} in {took / 60:.1f} minutes, {seconds / max(took, 1e-3):.0f} s of "
-        f"audio a second; train with data.features_cache={config.data.features_cache}"
+        f"wrote {_in_words(writer.bytes_written)} in {took / 60:.1f} minutes, {seconds / took:.0f} s of audio a "
+        f"second; train with data.features_cache={config.data.features_cache}"
     )
     return folder
+
+
+def fill_store(
+    store: FrameStore,
+    writer: FrameWriter,
+    data: TrainData,
+    encoder: Encoder,
+    hearing: int,
+    advance: Callable[[float], None],
+) -> None:
+    """Encodes what `store` lacks of `data` as it sounds in `hearing`. `advance` is told the seconds of audio done."""
+    unreadable = set(data.clips_to_encode(hearing, store)[0].tolist())
+    for batch in data.batches_to_encode(hearing, store):
+        all_frames = encoder(batch["input_features"], batch["input_features_mask"])
+        for identity, utterance, num_samples, frames in zip(
+            batch["identities"], batch["utterances"], batch["num_samples"], all_frames, strict=True
+        ):
+            audio_bytes = file_bytes(utterance.audio.location)
+            writer.add(identity, hearing, frames.to(store.dtype), num_samples, audio_bytes)
+            unreadable.remove(identity)
+        advance(batch["audio_seconds"])
+    for identity in unreadable:
+        writer.add(identity, hearing, None)
+    writer.finish_shard()
 
 
 class Encoder:
