@@ -195,6 +195,50 @@ def test_accumulated_batches_make_the_step_of_one_big_batch(speech: Path, tmp_pa
         assert torch.allclose(gradient, parts[name], atol=1e-5), name
 
 
+@pytest.mark.parametrize("fitting_clips", [5, 1])
+def test_a_batch_that_does_not_fit_into_memory_is_taken_in_parts(
+    speech: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, fitting_clips: int
+) -> None:
+    """The error comes in the backward pass, where some gradients are there already."""
+
+    def train(most_clips: int) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]], list[int]]:
+        config = settings(
+            speech, tmp_path, "training.max_steps=2", "training.batch_seconds=8", "ctc.alone_share=0"
+        )
+        config.training.gradient_accumulation_steps = 2
+        model, processor = build_model(config)
+        data = build_data(config, open_sources(config.data.train), processor)
+        lines: list[dict[str, Any]] = []
+        trainer = Trainer(config, model, data, tmp_path, report=lines.append)
+        backward, sizes = trainer.accelerator.backward, []
+
+        def run_out(loss: torch.Tensor) -> None:
+            backward(loss)
+            sizes.append(clips[-1])
+            if clips[-1] > most_clips:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        clips: list[int] = []
+        trainer.model.register_forward_pre_hook(
+            lambda module, given, named: clips.append(len(named["input_ids"])), with_kwargs=True
+        )
+        trainer.accelerator.backward = run_out
+        trainer.run()
+        return dict(trainer.bare_model.state_dict()), lines, sizes
+
+    whole, lines, _ = train(10**6)
+    parts, lines_of_parts, sizes = train(fitting_clips)
+    assert max(sizes) > fitting_clips and sizes[-1] <= fitting_clips
+    for name, weight in whole.items():
+        assert torch.allclose(weight, parts[name], atol=2e-4), name
+    for line, same in zip(lines, lines_of_parts, strict=True):
+        for key in ("loss", "lm_loss", "ctc_loss", "gradient_norm", "infeasible_ctc_targets"):
+            assert line.get(key) == pytest.approx(same.get(key), rel=1e-3), key
+    assert "out of memory in step 1" in caplog.records[0].getMessage()
+    with pytest.raises(UserError, match=r"out of memory with a single clip: lower data.max_seconds"):
+        train(0)
+
+
 def test_a_full_disk_keeps_the_last_checkpoint_whole(
     speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
