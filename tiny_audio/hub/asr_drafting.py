@@ -138,6 +138,16 @@ def read_with_shared_prompt(
     return BaseModelOutputWithPast(last_hidden_state=hidden)
 
 
+def train_checkpointed_layers(language_model: nn.Module) -> None:
+    """Marks the checkpointed layers of a frozen decoder, and nothing inside them, as training.
+
+    transformers checkpoints no others, although the gradients of the audio tokens pass through them.
+    """
+    for module in language_model.modules():
+        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+            module.training = True
+
+
 def allow_lent_prompts(language_model: nn.Module) -> None:
     """Lets checkpointed layers keep a cache, which transformers otherwise takes away lest it grow twice."""
     for module in language_model.modules():

@@ -22,7 +22,7 @@ from transformers.utils import ModelOutput
 
 from .asr_checkpoint import AUTO_MAP, CUSTOM_PIPELINES, copy_code, load_adapter, own_state_dict
 from .asr_config import TinyAudioConfig
-from .asr_drafting import allow_lent_prompts, read_with_shared_prompt
+from .asr_drafting import allow_lent_prompts, read_with_shared_prompt, train_checkpointed_layers
 from .asr_encoders import (
     build_encoder,
     encoder_geometry,
@@ -150,6 +150,8 @@ class TinyAudioModel(TinyAudioPreTrainedModel):
         for tower in (self.audio_tower, self.language_model):
             if not any(parameter.requires_grad for parameter in tower.parameters()):
                 tower.eval()
+        if mode:
+            train_checkpointed_layers(self.language_model)
         return self
 
     def audio_token_lengths(self, lengths: Tensor, encoded: bool = False) -> tuple[Tensor, Tensor]:
