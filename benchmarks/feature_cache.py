@@ -10,7 +10,7 @@ a fixed mix of lengths (log-normal, mean about 5 s, 1 to 20 s), batches of 45 s.
 * the decoder has adapters (LoRA r=16).
 
 A step is what the training process does with a batch that a worker has ready; what the worker does for it is timed
-beside. The encoder alone, on the same batches, is what the cache can save of a step: "saved" is the share of that which
+beside. Seconds are those of the processor where there is one thread: what other work takes does not count. The encoder alone, on the same batches, is what the cache can save of a step: "saved" is the share of that which
 it does. `ratio` is a step without over a step with the cache while the decoder rests, where it is largest.
 """
 
@@ -20,6 +20,7 @@ import argparse
 import json
 import statistics
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,7 @@ def measure(sizes: Sizes, stage: str, speech: Path, rounds: int) -> dict[str, fl
             "worker, features": lambda: load(on_features.batches(0)),
         },
         rounds,
+        clock=time.process_time if torch.get_num_threads() == 1 else time.perf_counter,
     )
     by_round = list(zip(timings["audio"], timings["features"], timings["encoder"], strict=True))
     means = {name: statistics.median(seconds) / len(heard) for name, seconds in timings.items()}

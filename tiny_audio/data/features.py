@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 import uuid
 from collections.abc import Iterable
 from functools import lru_cache
@@ -27,7 +28,8 @@ from tiny_audio.data.utterance import Utterance, utterance_key
 from tiny_audio.errors import UserError
 from tiny_audio.files import write_files
 
-SHARD_BYTES = 32 * 2**20  # what a killed run may lose
+SHARD_BYTES = 32 * 2**20
+SHARD_SECONDS = 30.0  # what a killed run may lose
 MAPPED_SHARDS = 64  # at a time: each holds a file descriptor
 ABOUT_FILE = "about.json"
 # `clip` is the clip's identity and `hearing` the variant of its sound; `num_samples` is its length as heard. Frames
@@ -45,8 +47,12 @@ ENTRY = np.dtype(
 
 
 def clip_identity(source: Source, utterance: Utterance) -> int:
-    """64 bits that tell a clip from all others, found in its metadata alone."""
-    return utterance_key(f"{source.name}\0{utterance.id}\0{utterance.seconds}")
+    """64 bits that tell a clip from all others, found in its metadata alone.
+
+    Of the place of its audio the last part counts: a folder may lie elsewhere on the machine that trains.
+    """
+    place = f"{Path(utterance.audio.location).name}#{utterance.audio.row}"
+    return utterance_key(f"{source.name}\0{utterance.id}\0{utterance.seconds}\0{place}")
 
 
 def file_bytes(location: str) -> int:
@@ -137,12 +143,13 @@ class FrameWriter:
             self._name = uuid.uuid4().hex
             self._partial = self._folder / f"{self._name}.partial"
             self._file = self._partial.open("wb")
+            self._began = time.monotonic()
         num_frames = 0 if frames is None else len(frames)
         self._entries.append((clip, hearing, num_frames, num_samples, audio_bytes, self._num_frames))
         if frames is not None:
             self._file.write(frames.contiguous().view(torch.uint8).numpy().data)
             self._num_frames += num_frames
-        if self._file.tell() >= SHARD_BYTES:
+        if self._file.tell() >= SHARD_BYTES or time.monotonic() - self._began >= SHARD_SECONDS:
             self.finish_shard()
 
     def finish_shard(self) -> None:

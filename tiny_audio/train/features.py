@@ -166,7 +166,7 @@ def fill_store(
         ):
             audio_bytes = file_bytes(utterance.audio.location)
             writer.add(identity, hearing, frames.to(store.dtype), num_samples, audio_bytes)
-            unreadable.remove(identity)
+            unreadable.discard(identity)  # a row that is there twice has one
         advance(batch["audio_seconds"])
     for identity in unreadable:
         writer.add(identity, hearing, None)
