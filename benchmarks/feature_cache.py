@@ -10,8 +10,9 @@ a fixed mix of lengths (log-normal, mean about 5 s, 1 to 20 s), batches of 45 s.
 * the decoder has adapters (LoRA r=16).
 
 A step is what the training process does with a batch that a worker has ready; what the worker does for it is timed
-beside. Seconds are those of the processor where there is one thread: what other work takes does not count. The encoder alone, on the same batches, is what the cache can save of a step: "saved" is the share of that which
-it does. `ratio` is a step without over a step with the cache while the decoder rests, where it is largest.
+beside. Seconds are those of the processor where there is one thread: what other work takes does not count. The encoder
+alone, on the same batches, is what the cache can save of a step: "saved" is the share of that which it does. `ratio` is
+a step without over a step with the cache while the decoder rests, where it is largest.
 """
 
 from __future__ import annotations
