@@ -204,12 +204,11 @@ class TrainData:
         """
         lacking = self._lacks_frames(hearing, store)
         identities = self._identities_of(hearing)
-        plans = []
-        for plan in self._batch_plans(hearing, 0):
-            clips = tuple(clip for clip in plan.clips if lacking[self._position(clip.row)])
-            if clips:
-                plans.append(replace(plan, clips=clips))
-        for batch in self._load(plans):
+        plans = (
+            replace(plan, clips=tuple(clip for clip in plan.clips if lacking[self._position(clip.row)]))
+            for plan in self._batch_plans(hearing, 0)
+        )
+        for batch in self._load(plan for plan in plans if plan.clips):
             rows = [clip.row for clip in batch["clips"]]
             batch["identities"] = [int(identities[self._position(row)]) for row in rows]
             batch["utterances"] = [self._utterance(row)[1] for row in rows]
@@ -305,7 +304,10 @@ class TrainData:
         identities = self._identities[self._rows]
         for row, recipe in self._recipes(hearing).items():
             pieces = [(int(self._identities[piece.row]), piece.start, piece.end) for piece in recipe.pieces]
-            identities[self._position(row)] = utterance_key(f"{pieces} {recipe.gaps} {recipe.text}")
+            position = self._position(row)
+            identities[position] = utterance_key(
+                f"{identities[position]} {pieces} {recipe.gaps} {recipe.text}"
+            )
         return identities
 
     def _lacks_frames(self, hearing: int, store: FrameStore) -> np.ndarray:
