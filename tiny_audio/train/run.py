@@ -6,6 +6,7 @@ import json
 import logging
 import platform
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +31,7 @@ from tiny_audio.train.build import build_data, build_model
 from tiny_audio.train.checkpoints import find_checkpoint, load_checkpoint
 from tiny_audio.train.config import config_to_yaml
 from tiny_audio.train.features import open_store
+from tiny_audio.train.listening import ListeningMonitor, listening_gap
 from tiny_audio.train.loop import Trainer
 from tiny_audio.train.progress import TrainingDisplay
 from tiny_audio.train.records import MetricsLog, draw_loss, prepare_folder
@@ -81,7 +83,9 @@ def run(config: DictConfig) -> RunResult:
         if checkpoint is not None:
             trainer.progress = load_checkpoint(checkpoint, trainer.bare_model, trainer.optimizer)
             display.note(f"going on from {checkpoint}, step {trainer.progress.step}")
-        trainer.evaluate = looks = DevEvaluation(trainer, processor, dev, config.training.eval_samples)
+        trainer.evaluate = looks = DevEvaluation(
+            trainer, processor, dev, config.training.eval_samples, display.note
+        )
         log = MetricsLog(folder / "metrics.jsonl", trainer.progress.step)
         try:
             progress = trainer.run()
@@ -158,10 +162,20 @@ def save_model(model: Any, processor: Any, folder: Path) -> None:
 
 
 class DevEvaluation:
-    """The word error rate of the model in training on a fixed sample of the dev set, read and prepared once."""
+    """What the model in training makes of a fixed sample of the dev set, which is read and prepared once.
 
-    def __init__(self, trainer: Trainer, processor: Any, source: Source, num_samples: int):
+    Its word error rate, and whether it listens; `note` is told when that changes.
+    """
+
+    def __init__(
+        self, trainer: Trainer, processor: Any, source: Source, num_samples: int, note: Callable[[str], None]
+    ):
         self.trainer, self.processor, self.folder = trainer, processor, trainer.folder
+        self.note = note
+        steps, ctc = trainer.settings.max_steps, trainer.config.ctc
+        self.monitor = ListeningMonitor(
+            round(ctc.alone_share * steps), steps, ctc.weight > 0 or ctc.embedding_weight > 0
+        )
         rows = source.utterances()
         self.normalizer = default_normalizer(row.text for row in rows)
         clips = []
@@ -192,7 +206,14 @@ class DevEvaluation:
             self.normalizer,
             heading=f"dev set after step {self.trainer.progress.step}: WER {metrics.wer:.4f}",
         )
-        return {"dev_wer": metrics.wer, "dev_cer": metrics.cer}
+        figures = {"dev_wer": metrics.wer, "dev_cer": metrics.cer}
+        gap = listening_gap(self.trainer.bare_model, self.processor, self.clips)
+        if gap is not None:
+            figures["listening_gap"] = gap
+            said = self.monitor.look(self.trainer.progress.step, gap)
+            if said is not None:
+                self.note(said)
+        return figures
 
 
 def provenance(model: Any, sources: list[Source]) -> dict[str, Any]:
