@@ -15,6 +15,7 @@ from tests.train.short_runs import assert_same, settings, weights, write_speech
 from tiny_audio.hub.asr_checkpoint import fingerprint, load_bases, load_model, merge
 from tiny_audio.train.build import build_model
 from tiny_audio.train.parameters import parameter_table
+from tiny_audio.train.records import read_metrics
 from tiny_audio.train.run import run
 
 
@@ -158,3 +159,13 @@ def test_keys_that_the_checkpoint_overrules_are_named(
         build_model(pretrained(speech, tmp_path, f"init_from={first_stage}/model", "model.stack_factor=3"))
     (message,) = [record.getMessage() for record in caplog.records if "init_from" in record.getMessage()]
     assert message.startswith("model.stack_factor=3 is not used") and "has 4" in message
+
+
+@pytest.mark.parametrize("adapters", [(), ("peft.r=2", "encoder_lora.r=2")])
+def test_half_precision_is_evaluated_too(speech: Path, tmp_path: Path, adapters: tuple[str, ...]) -> None:
+    """Frozen towers are in bfloat16 then, what trains in float32, and an evaluation is not under autocast."""
+    half = ("training.bf16=true", "training.max_steps=1", *adapters)
+    result = run(pretrained(speech, tmp_path / "run", *half))
+    assert result.metrics["num_samples"] == 30 and result.evaluation.metrics.wer > 0
+    (line,) = read_metrics(tmp_path / "run/metrics.jsonl")
+    assert line["dev_wer"] > 0

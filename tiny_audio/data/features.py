@@ -30,6 +30,7 @@ from tiny_audio.files import write_files
 
 SHARD_BYTES = 32 * 2**20
 SHARD_SECONDS = 30.0  # what a killed run may lose
+ABANDONED_SECONDS = 600.0  # an unfinished shard that was not written to for so long is nobody's
 MAPPED_SHARDS = 64  # at a time: each holds a file descriptor
 ABOUT_FILE = "about.json"
 # `clip` is the clip's identity and `hearing` the variant of its sound; `num_samples` is its length as heard. Frames
@@ -120,7 +121,7 @@ def _map_shard(path: Path, dtype: torch.dtype, width: int) -> np.ndarray:
 
 
 class FrameWriter:
-    """Adds shards to a store. What a killed writer left unfinished is removed when the next one begins."""
+    """Adds shards to a store, beside other writers if need be. What a killed one left unfinished is removed later."""
 
     def __init__(self, folder: Path, about: dict[str, Any]) -> None:
         self._folder = folder
@@ -131,7 +132,7 @@ class FrameWriter:
         folder.mkdir(parents=True, exist_ok=True)
         finished = {path.stem for path in folder.glob("*.npy")}
         for path in [*folder.glob("*.partial"), *folder.glob("*.frames")]:
-            if path.suffix == ".partial" or path.stem not in finished:
+            if path.stem not in finished and time.time() - path.stat().st_mtime >= ABANDONED_SECONDS:
                 path.unlink()
         write_files({folder / ABOUT_FILE: json.dumps(about, indent=2, sort_keys=True) + "\n"})
 

@@ -177,7 +177,10 @@ class TinyAudioModel(TinyAudioPreTrainedModel):
             encoder_trains = torch.is_grad_enabled() and any(p.requires_grad for p in tower.parameters())
             with torch.set_grad_enabled(encoder_trains):
                 frames = run_encoder(tower, input_features, input_features_mask)  # (B, F, D_e)
-        tokens, balance_loss = self.multi_modal_projector(frames, frame_lengths)  # (B, P, D_t)
+        # While a run is evaluated, a frozen tower may be in bfloat16, what trains in float32, and autocast off.
+        trained_dtype = next(self.multi_modal_projector.parameters()).dtype
+        heard = frames if torch.is_autocast_enabled(frames.device.type) else frames.to(trained_dtype)
+        tokens, balance_loss = self.multi_modal_projector(heard, frame_lengths)  # (B, P, D_t)
         flat = tokens[length_mask(token_lengths, tokens.shape[1])]  # (A, D_t)
         return AudioFeatures(
             last_hidden_state=frames,
