@@ -1,0 +1,136 @@
+"""Recordings of people that Debian packages hold together with what is said in them."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from recipes.small.sentences import split_of
+from recipes.small.shards import SAMPLING_RATE, make_row, write_shard
+from tiny_audio.errors import UserError
+
+PROMPTS = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
+PROMPT_TEXTS = Path("/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
+STAMPS = Path("/usr/share/tuxpaint/stamps")
+LIBRIVOX = Path("/usr/share/pocketsphinx/test/data/librivox")
+
+
+@dataclass(frozen=True)
+class Recording:
+    path: Path
+    text: str
+    speaker: str
+
+
+def prompts() -> Iterator[Recording]:
+    """The prompts of the telephone exchange Asterisk, spoken by Allison Smith."""
+    for line in gzip.decompress(PROMPT_TEXTS.read_bytes()).decode("utf-8").splitlines():
+        name, colon, text = line.partition(": ")
+        text = " ".join(re.sub(r"\[[^]]*\]|\([^)]*\)|<[^>]*>", "", text).split())  # tones, silence, notes
+        if colon and text and not name.startswith(";"):
+            yield Recording(PROMPTS / f"{name}.g722", text, "allison")
+
+
+def stamps() -> Iterator[Recording]:
+    """What the pictures of Tux Paint show, said by several people who are not named."""
+    for path in sorted(STAMPS.rglob("*_desc.ogg")):
+        text = path.with_name(path.name.replace("_desc.ogg", ".txt"))
+        if text.is_file():
+            yield Recording(path, text.read_text(encoding="utf-8").splitlines()[0].strip(), "tuxpaint")
+
+
+def librivox() -> Iterator[Recording]:
+    """Sentences of "Sense and Sensibility" as a volunteer of LibriVox read them."""
+    for line in (LIBRIVOX / "transcription").read_text(encoding="utf-8").splitlines():
+        match = re.fullmatch(r"<s> (.*) </s> \((\S+)\)", line.strip())
+        if match:
+            yield Recording(LIBRIVOX / f"{match[2]}.wav", match[1].strip(), "librivox")
+
+
+@dataclass(frozen=True)
+class Collection:
+    """One package of recordings. `judge_only`: few and precious, so never trained on."""
+
+    name: str
+    licence: str
+    install: str
+    is_there: Callable[[], bool]
+    read: Callable[[], Iterator[Recording]]
+    judge_only: bool = False
+
+
+COLLECTIONS = (
+    Collection("prompts", "CC BY-SA 3.0, Allison Smith and Digium", "asterisk-core-sounds-en-g722 ffmpeg",
+               lambda: PROMPT_TEXTS.is_file() and PROMPTS.is_dir() and shutil.which("ffmpeg") is not None, prompts),
+    Collection("stamps", "GPL-2.0, Tux Paint", "tuxpaint-stamps-default", STAMPS.is_dir, stamps),
+    Collection("librivox", "public domain, LibriVox", "pocketsphinx-testdata", LIBRIVOX.is_dir, librivox, True),
+)  # fmt: skip
+
+
+def load(path: Path) -> np.ndarray:
+    """float32 (samples,) at 16 kHz. G.722, which libsndfile does not read, by ffmpeg."""
+    if path.suffix == ".g722":
+        command = [
+            "ffmpeg",
+            "-v",
+            "error",
+            "-f",
+            "g722",
+            "-i",
+            str(path),
+            "-f",
+            "f32le",
+            "-ac",
+            "1",
+            "-ar",
+            "16000",
+            "-",
+        ]
+        return np.frombuffer(subprocess.run(command, check=True, capture_output=True).stdout, np.float32)
+    audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    mono = audio.mean(axis=1)
+    return mono if rate == SAMPLING_RATE else soxr.resample(mono, rate, SAMPLING_RATE)
+
+
+def make_real(out: Path) -> str:
+    """Writes OUT/real/NAME/{train,test} and, of what is only for judging, OUT/judge/NAME; a table of what was written.
+
+    Raises:
+        UserError: names the packages that are not installed.
+    """
+    missing = [collection for collection in COLLECTIONS if not collection.is_there()]
+    if missing:
+        names = ", ".join(collection.name for collection in missing)
+        packages = " ".join(collection.install for collection in missing)
+        raise UserError(f"no recordings of {names} on this machine; install them: apt-get install {packages}")
+    lines = [f"{'folder':<22} {'clips':>5} {'minutes':>7}  licence"]
+    for collection in COLLECTIONS:
+        rows: dict[str, list[dict]] = {}
+        dropped: Counter[str] = Counter()
+        for recording in collection.read():
+            if not recording.path.is_file():
+                dropped["without a file"] += 1
+                continue
+            audio = load(recording.path)
+            # A transcript lies on one side, whichever recordings have it; dev is too small to be of use here.
+            side = "test" if split_of(recording.text) != "train" else "train"
+            folder = f"judge/{collection.name}" if collection.judge_only else f"real/{collection.name}/{side}"
+            members = rows.setdefault(folder, [])
+            identity = f"{collection.name}-{recording.path.stem}-{len(members):03d}"
+            members.append(make_row(identity, audio, recording.text, recording.speaker, collection.name))
+        for folder, members in sorted(rows.items()):
+            write_shard(out / folder / f"{collection.name}.parquet", members, dropped)
+            minutes = sum(row["seconds"] for row in members) / 60
+            lines.append(f"{folder:<22} {len(members):5} {minutes:7.1f}  {collection.licence}")
+        lines += [f"{collection.name}: {count} left out, {reason}" for reason, count in dropped.items()]
+    return "\n".join(lines)
