@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from tests.tiny_models import save_bases
 from tests.train.short_runs import assert_same, settings, weights, write_speech
@@ -161,6 +163,15 @@ def test_keys_that_the_checkpoint_overrules_are_named(
     assert message.startswith("model.stack_factor=3 is not used") and "has 4" in message
 
 
+@pytest.fixture
+def _own_precision() -> Iterator[None]:
+    """accelerate keeps the precision of a process's first run for all later ones."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+@pytest.mark.usefixtures("_own_precision")
 @pytest.mark.parametrize("adapters", [(), ("peft.r=2", "encoder_lora.r=2")])
 def test_half_precision_is_evaluated_too(speech: Path, tmp_path: Path, adapters: tuple[str, ...]) -> None:
     """Frozen towers are in bfloat16 then, what trains in float32, and an evaluation is not under autocast."""
