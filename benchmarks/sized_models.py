@@ -95,8 +95,11 @@ def text_config(sizes: Sizes, tokenizer: Any) -> LlamaConfig:
     )
 
 
-def our_model(sizes: Sizes) -> tuple[Any, Any]:
-    """Tiny Audio's model (in eval mode) and processor, as a merged checkpoint has them: without adapters."""
+def our_model(sizes: Sizes, **more: Any) -> tuple[Any, Any]:
+    """Tiny Audio's model (in eval mode) and processor, as a merged checkpoint has them: without adapters.
+
+    `more` is for the architecture: adapters and heads.
+    """
     torch.manual_seed(0)
     tokenizer = byte_tokenizer()
     add_audio_token(tokenizer)
@@ -106,6 +109,7 @@ def our_model(sizes: Sizes) -> tuple[Any, Any]:
         projector_type="swiglu",
         stack_factor=4,
         projector_hidden_size=sizes.projector_hidden_size,
+        **more,
     )
     filler = "a" * (TOKENS_BEFORE_AUDIO - 1), "b" * TOKENS_AFTER_AUDIO  # behind the beginning-of-text token
     processor = TinyAudioProcessor.from_parts(

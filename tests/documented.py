@@ -38,7 +38,7 @@ def parses(command_line: str) -> bool:
     if hasattr(parser, "resolve_command"):  # a command of commands, such as leaderboard
         inner, parser, arguments = parser.resolve_command(context, arguments)
         context = parser.make_context(inner, arguments)
-    if name == "train":
+    if name in ("train", "plan", "cache-features"):
         compose_config(context.params["overrides"] or [])
     if provider := context.params.get("provider"):
         return provider.partition(":")[0] in {*PROVIDERS, COMMAND_PROVIDER}

@@ -11,10 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from transformers import CONFIG_MAPPING
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+)
 
 from tiny_audio.hub.asr_losses import LossWeights
-from tiny_audio.train.build import build_model
+from tiny_audio.train.build import build_model, byte_tokenizer
 from tiny_audio.train.config import compose_config
 
 SAMPLING_RATE = 16000
@@ -51,6 +56,20 @@ LLAMA = {
     "max_position_embeddings": 1024,
     "tie_word_embeddings": True,
 }
+
+
+def save_bases(folder: Path) -> Path:
+    """Base models as a hub would have them: a whole Whisper, and causal LMs with their tokenizer."""
+    torch.manual_seed(7)
+    whisper = architecture({**WHISPER, **WHISPER_DECODER})
+    WhisperForConditionalGeneration(whisper).save_pretrained(folder / "acme/whisper-pico")
+    WhisperFeatureExtractor(feature_size=80).save_pretrained(folder / "acme/whisper-pico")
+    tokenizer = byte_tokenizer()
+    for name, tied in (("lm-tied", True), ("lm-untied", False)):
+        text_config = architecture({**LLAMA, "vocab_size": len(tokenizer), "tie_word_embeddings": tied})
+        AutoModelForCausalLM.from_config(text_config).save_pretrained(folder / "acme" / name)
+        tokenizer.save_pretrained(folder / "acme" / name)
+    return folder
 
 
 def tiny_config(*overrides: str) -> DictConfig:

@@ -41,6 +41,9 @@ COMMANDS = {
         "tiny_audio.train.command", "train", "Train a recogniser; without arguments, the nano recipe."
     ),
     "plan": Command("tiny_audio.train.plan", "plan", "Tell what a run needs and costs, before you pay."),
+    "cache-features": Command(
+        "tiny_audio.train.command", "cache_features", "Run a frozen encoder once for all epochs of train."
+    ),
     "data": Command("tiny_audio.data.command", "app", "Look at a set of speech before training on it."),
     "transcribe": Command(
         "tiny_audio.transcribe", "transcribe_command", "Write down what is said in audio files."

@@ -82,7 +82,7 @@ class MelProcessor:
     def num_text_tokens(self, text: str) -> int:
         return len(text) + 1
 
-    def assemble(self, features: Tensor, text: str | None) -> dict[str, Any]:
+    def assemble(self, features: Tensor, text: str | None, encoded: bool = False) -> dict[str, Any]:
         return {"input_features": features, "labels": [ord(character) for character in text or ""] + [0]}
 
     def collate(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:

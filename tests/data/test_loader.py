@@ -208,7 +208,7 @@ def test_an_error_of_a_worker_arrives_as_its_one_line(manifest: Path) -> None:
 
 def test_workers_leave_ctrl_c_to_the_main_process() -> None:
     program = (
-        "import signal, torch; from tiny_audio.data.loader import _start_worker; _start_worker(0);"
+        "import signal, torch; from tiny_audio.data.reader import start_worker; start_worker(0);"
         "signal.raise_signal(signal.SIGINT); print('still here', torch.get_num_threads())"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -12,24 +12,23 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, WhisperFeatureExtractor, WhisperForConditionalGeneration
+from transformers import AutoModelForCausalLM
 
 from tests.tiny_models import (
     LLAMA,
-    WHISPER,
-    WHISPER_DECODER,
     architecture,
     examples,
     noise,
     randomize,
     run_outside,
+    save_bases,
     tiny_config,
     tiny_model,
 )
 from tiny_audio.hub.asr_checkpoint import WEIGHTS_FILE, fingerprint, load_model, merge
 from tiny_audio.hub.asr_longform import transcribe_waveforms
 from tiny_audio.hub.asr_losses import LossWeights
-from tiny_audio.train.build import build_model, byte_tokenizer
+from tiny_audio.train.build import build_model
 
 WEIGHTS = LossWeights(ctc=1.0)
 
@@ -53,17 +52,7 @@ def save(model: Any, processor: Any, folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of base models as a hub would have them: a whole Whisper and a causal LM with its tokenizer."""
-    folder = tmp_path_factory.mktemp("models")
-    torch.manual_seed(7)
-    whisper = architecture({**WHISPER, **WHISPER_DECODER})
-    WhisperForConditionalGeneration(whisper).save_pretrained(folder / "acme/whisper-pico")
-    WhisperFeatureExtractor(feature_size=80).save_pretrained(folder / "acme/whisper-pico")
-    tokenizer = byte_tokenizer()
-    for name, tied in (("lm-tied", True), ("lm-untied", False)):
-        text_config = architecture({**LLAMA, "vocab_size": len(tokenizer), "tie_word_embeddings": tied})
-        AutoModelForCausalLM.from_config(text_config).save_pretrained(folder / "acme" / name)
-        tokenizer.save_pretrained(folder / "acme" / name)
-    return folder
+    return save_bases(tmp_path_factory.mktemp("models"))
 
 
 def adapter_model(

@@ -1,3 +1,4 @@
+import copy
 from typing import Any
 
 import pytest
@@ -5,7 +6,8 @@ import torch
 from transformers import Gemma3TextConfig, LlamaConfig
 from transformers.generation import GenerationMixin
 
-from tests.tiny_models import noise, randomize, tiny_model
+from tests.tiny_models import examples, noise, randomize, tiny_model
+from tiny_audio.hub import asr_drafting as drafting
 from tiny_audio.hub.asr_drafting import (
     has_plain_cache,
     share_prompt,
@@ -58,6 +60,37 @@ def test_a_prompt_read_once_leaves_the_texts_as_they_are(
     expected = write(model, embeddings, batch["attention_mask"])
     assert len({tuple(row) for row in expected}) > 1 or lengths[0] == lengths[1]
     assert write(model, moved, mask, past_key_values=cache) == expected
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_prompt_read_once_gives_the_same_loss_and_gradients(
+    parts: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, checkpointed: bool
+) -> None:
+    processor = parts[1]
+    batch = processor.collate(examples(processor))
+    lengths_read: list[int] = []
+    results = []
+    for from_positions in (10**9, drafting.SHARE_FROM_POSITIONS):
+        monkeypatch.setattr(drafting, "SHARE_FROM_POSITIONS", from_positions)
+        model = copy.deepcopy(parts[0]).train()
+        if checkpointed:
+            model.activation_checkpointing_enable()
+        first_layer = model.model.language_model.layers[
+            0
+        ].mlp  # run again in the backward pass where checkpointed
+        first_layer.register_forward_hook(lambda module, given, out: lengths_read.append(given[0].shape[1]))
+        output = model(**batch)
+        output.loss.backward()
+        results.append(
+            (output.loss, {name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        )
+    (whole, whole_gradients), (shared, gradients) = results
+    num_tokens = batch["input_ids"].shape[1]
+    assert set(lengths_read) == {num_tokens, 78, num_tokens - 78}, "the prompt's 78 tokens by themselves"
+    assert shared.item() == pytest.approx(whole.item(), abs=1e-5)
+    assert gradients.keys() == whole_gradients.keys()
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, whole_gradients[name], atol=2e-5), name
 
 
 def test_a_prompt_that_saves_little_is_not_read_by_itself(parts: tuple[Any, Any]) -> None:

@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 
+from tiny_audio.hub import asr_losses
 from tiny_audio.hub.asr_losses import (
     EmbeddingCTC,
     alignment_loss,
@@ -71,6 +72,32 @@ def test_embedding_loss_of_a_clip_does_not_depend_on_its_batch(num_negatives: in
         own = targets[row][targets[row] >= 0][None]
         alone, _ = module(tokens[row : row + 1, :length], lengths[row : row + 1], own, table, num_negatives)
         assert alone.item() == pytest.approx(losses[row].item(), abs=1e-4)
+    losses.sum().backward()
+    assert module.blank.grad is not None and torch.isfinite(module.blank.grad).all()
+
+
+@pytest.mark.parametrize("clips_a_piece", [1, 100])
+def test_embedding_loss_is_ctc_over_the_whole_vocabulary(
+    clips_a_piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(asr_losses, "SCORES_A_PIECE", clips_a_piece * 9 * 40)
+    module, table = EmbeddingCTC(16), torch.randn(40, 16)
+    with torch.no_grad():
+        module.blank.normal_()
+    lengths, targets = torch.tensor([9, 5, 7]), torch.tensor([[3, 3, 8], [39, 2, -1], [-1, -1, -1]])
+    tokens = torch.randn(3, 9, 16, requires_grad=True)
+    losses, _ = module(tokens, lengths, targets, table)
+    trained = [tokens, module.blank, module.blank_bias]
+    weights = torch.tensor([1.0, 2.0, 3.0])
+    found = torch.autograd.grad((losses * weights).sum(), trained)
+    unit = torch.nn.functional.rms_norm(tokens, (16,), eps=1e-6) / 4
+    scores = unit @ torch.nn.functional.rms_norm(table, (16,), eps=1e-6).T
+    logits = torch.cat([(unit @ module.blank + module.blank_bias)[..., None], scores], dim=-1)
+    plain, _ = alignment_loss(logits, lengths, torch.where(targets < 0, -1, targets + 1))
+    assert torch.allclose(losses, plain, atol=1e-5)
+    for one, other in zip(found, torch.autograd.grad((plain * weights).sum(), trained), strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
 
 
 def test_all_negatives_equal_the_full_vocabulary() -> None:

@@ -214,6 +214,24 @@ def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
             assert torch.allclose(left.grad, right.grad, atol=1e-6), name
 
 
+def test_a_frozen_decoder_that_gradients_pass_through_is_checkpointed() -> None:
+    """Its layers are in eval mode, where transformers checkpoints nothing by itself; dropout has to stay off."""
+    model, processor = tiny_model()
+    batch = processor.collate(examples(processor))
+    model.model.language_model.requires_grad_(False)
+    model.model.language_model.layers[0].self_attn.attention_dropout = 0.5
+    plain = model(**batch, loss_weights=LossWeights()).loss
+    model.activation_checkpointing_enable()
+    model.train()
+    passes: list[int] = []
+    model.model.language_model.layers[0].mlp.register_forward_pre_hook(lambda *_: passes.append(1))
+    loss = model(**batch, loss_weights=LossWeights()).loss
+    loss.backward()
+    assert len(passes) == 2
+    assert loss.item() == pytest.approx(plain.item(), abs=1e-5)
+    assert model.model.multi_modal_projector.output_norm.weight.grad is not None
+
+
 def test_same_seed_same_weights() -> None:
     config = tiny_config()
     first, _ = build_model(config)

@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import soundfile
 import torch
 import yaml
-from safetensors.torch import load_file
 
-from tests.tiny_models import noise, tiny_config
+from tests.tiny_models import tiny_config
+from tests.train.short_runs import assert_same, settings, weights, write_speech
 from tiny_audio.data.loader import TrainData
 from tiny_audio.data.sources import open_sources
 from tiny_audio.errors import UserError
-from tiny_audio.hub.asr_checkpoint import WEIGHTS_FILE, load_model
+from tiny_audio.hub.asr_checkpoint import load_model
 from tiny_audio.train import checkpoints
 from tiny_audio.train.build import build_data, build_model
 from tiny_audio.train.checkpoints import list_checkpoints
@@ -34,54 +33,12 @@ from tiny_audio.train.optimizer import build_optimizer, learning_rate_factor
 from tiny_audio.train.records import draw_loss, read_metrics
 from tiny_audio.train.run import run
 
-WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 GOLDEN_NANO_LOSSES = [12.599, 5.67, 8.915, 5.615, 7.486]  # ctc of the first step, then (lm, ctc) of two
 
 
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Thirty short clips with texts, as a manifest."""
-    folder = tmp_path_factory.mktemp("speech")
-    lines = []
-    for number in range(30):
-        seconds = 0.4 + 0.1 * (number % 7)
-        soundfile.write(folder / f"{number}.wav", noise(seconds, number), 16000)
-        text = " ".join(WORDS[(number + i) % 10] for i in range(1 + number % 3))
-        lines.append(
-            json.dumps(
-                {"audio": f"{number}.wav", "text": text, "speaker": str(number % 3), "seconds": seconds}
-            )
-        )
-    (folder / "manifest.jsonl").write_text("\n".join(lines))
-    return folder
-
-
-def settings(speech: Path, folder: Path, *overrides: str) -> Any:
-    return tiny_config(
-        f"output_dir={folder}",
-        f"data.train={speech}",
-        f"data.eval={speech}",
-        f"data.test={speech}",
-        "training.max_steps=6",
-        "training.batch_seconds=4",
-        "training.save_steps=2",
-        "training.save_total_limit=10",
-        "training.logging_steps=1",
-        "training.eval_steps=3",
-        "training.eval_samples=4",
-        "training.warmup_steps=2",
-        "training.tracker=none",
-        *overrides,
-    )
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / WEIGHTS_FILE)
-
-
-def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
-    assert left.keys() == right.keys()
-    assert [name for name in left if not torch.equal(left[name], right[name])] == []
+    return write_speech(tmp_path_factory.mktemp("speech"))
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +193,50 @@ def test_accumulated_batches_make_the_step_of_one_big_batch(speech: Path, tmp_pa
     whole, parts = gradients(1000), gradients(1.2)
     for name, gradient in whole.items():
         assert torch.allclose(gradient, parts[name], atol=1e-5), name
+
+
+@pytest.mark.parametrize("fitting_clips", [5, 1])
+def test_a_batch_that_does_not_fit_into_memory_is_taken_in_parts(
+    speech: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, fitting_clips: int
+) -> None:
+    """The error comes in the backward pass, where some gradients are there already."""
+
+    def train(most_clips: int) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]], list[int]]:
+        config = settings(
+            speech, tmp_path, "training.max_steps=2", "training.batch_seconds=8", "ctc.alone_share=0"
+        )
+        config.training.gradient_accumulation_steps = 2
+        model, processor = build_model(config)
+        data = build_data(config, open_sources(config.data.train), processor)
+        lines: list[dict[str, Any]] = []
+        trainer = Trainer(config, model, data, tmp_path, report=lines.append)
+        backward, sizes = trainer.accelerator.backward, []
+
+        def run_out(loss: torch.Tensor) -> None:
+            backward(loss)
+            sizes.append(clips[-1])
+            if clips[-1] > most_clips:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        clips: list[int] = []
+        trainer.model.register_forward_pre_hook(
+            lambda module, given, named: clips.append(len(named["input_ids"])), with_kwargs=True
+        )
+        trainer.accelerator.backward = run_out
+        trainer.run()
+        return dict(trainer.bare_model.state_dict()), lines, sizes
+
+    whole, lines, _ = train(10**6)
+    parts, lines_of_parts, sizes = train(fitting_clips)
+    assert max(sizes) > fitting_clips and sizes[-1] <= fitting_clips
+    for name, weight in whole.items():
+        assert torch.allclose(weight, parts[name], atol=2e-4), name
+    for line, same in zip(lines, lines_of_parts, strict=True):
+        for key in ("loss", "lm_loss", "ctc_loss", "gradient_norm", "infeasible_ctc_targets"):
+            assert line.get(key) == pytest.approx(same.get(key), rel=1e-3), key
+    assert "out of memory in step 1" in caplog.records[0].getMessage()
+    with pytest.raises(UserError, match=r"out of memory with a single clip: lower data.max_seconds"):
+        train(0)
 
 
 def test_a_full_disk_keeps_the_last_checkpoint_whole(

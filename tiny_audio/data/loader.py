@@ -7,81 +7,38 @@ and after every restart.
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
-from tiny_audio.data.augment import (
-    FEATURE_STREAM,
-    NON_SPEECH_STREAM,
-    WAVEFORM_STREAM,
-    Augmentation,
-    augment_features,
-    augment_waveform,
-    clip_generator,
-    draw_rates,
-)
+from tiny_audio.data.augment import Augmentation, draw_rates
 from tiny_audio.data.batching import EpochPlan, plan_epoch
-from tiny_audio.data.non_speech import random_non_speech
+from tiny_audio.data.features import FrameStore, check_sizes, clip_identity
+from tiny_audio.data.reader import (
+    BatchPlan,
+    BatchReader,
+    ClipPlan,
+    PlannedOrder,
+    Processor,
+    find_utterance,
+    row_starts,
+    start_worker,
+    unchanged,
+)
 from tiny_audio.data.source import Source, check_problems, show_progress
-from tiny_audio.data.splice import Recipe, Splicer, join_pieces
+from tiny_audio.data.splice import Recipe, Splicer
 from tiny_audio.data.text import clean_transcript
 from tiny_audio.data.utterance import Problem, Utterance, utterance_key
 from tiny_audio.errors import UserError
-from tiny_audio.hub.asr_audio import SAMPLING_RATE
 
 NAMES_IN_A_SUMMARY = 3
 BATCHES_AHEAD_OF_A_WORKER = 4
-
-
-class Processor(Protocol):
-    """What the loader asks of ``TinyAudioProcessor``."""
-
-    def features(self, waveform: np.ndarray) -> Tensor: ...
-
-    def assemble(self, features: Tensor, text: str | None) -> dict[str, Any]: ...
-
-    def collate(self, examples: list[dict[str, Any]]) -> Mapping[str, Any]: ...
-
-    def num_text_tokens(self, text: str) -> int: ...
-
-
-@dataclass(frozen=True, slots=True)
-class ClipPlan:
-    """All that a worker needs to make one example; rows are numbers within all sources together."""
-
-    row: int
-    key: int
-    seconds: float  # as heard
-    speed: float
-    tempo: float
-    recipe: Recipe | None
-
-
-@dataclass(frozen=True, slots=True)
-class BatchPlan:
-    epoch: int
-    index: int
-    clips: tuple[ClipPlan, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """What comes back from a worker. `batch` is None when none of its rows could be read."""
-
-    index: int
-    batch: dict[str, Any] | None
-    problems: list[Problem]
-    error: str | None = None
 
 
 class TrainData:
@@ -99,6 +56,8 @@ class TrainData:
         max_bad_fraction: share of rows that may be unusable (at least 3 rows) before the run stops.
         clean_text: apply `clean_transcript`.
         short_first: the first epoch goes from short clips to long ones, where alignment is easier to find.
+        variants: each clip has this many sounds, taken in turn by the epochs; None: another one every epoch.
+        store: encoder frames to read in place of audio; needs `variants`.
 
     Attributes:
         num_clips, hours: of what is trained on in an epoch, before augmentation.
@@ -123,6 +82,8 @@ class TrainData:
         max_bad_fraction: float = 0.01,
         clean_text: bool = True,
         short_first: bool = False,
+        variants: int | None = None,
+        store: FrameStore | None = None,
     ) -> None:
         self._sources = [sources] if isinstance(sources, Source) else list(sources)
         self._processor = processor
@@ -135,15 +96,21 @@ class TrainData:
         self._max_bad_fraction = max_bad_fraction
         self._clean_text = clean_text
         self._short_first = short_first
+        self._variants = variants
+        self._store = store
         self._name = ", ".join(source.name for source in self._sources)
         self._problems = {str(problem): problem for source in self._sources for problem in source.problems}
         self.left_out: dict[str, list[str]] = defaultdict(list)
         self.batches_lost = 0
         self._scan(min_seconds)
         self._planned: tuple[int, EpochPlan, np.ndarray, np.ndarray, dict[int, Recipe]] | None = None
-        self._order = _PlannedOrder()
+        self._found = [self._find_stored(store, hearing) for hearing in range(variants or 0)] if store else []
+        self._order = PlannedOrder()
         self._loader = self._make_loader()
-        if num_workers == 0 or sys.platform == "linux":  # elsewhere workers share nothing with this process
+        shares_memory = (
+            num_workers == 0 or sys.platform == "linux"
+        )  # elsewhere workers have all by themselves
+        if shares_memory and store is None:
             for source in self._sources:
                 source.prepare()
 
@@ -155,7 +122,7 @@ class TrainData:
                 "num_workers": self._num_workers,
                 "persistent_workers": True,
                 "prefetch_factor": BATCHES_AHEAD_OF_A_WORKER,
-                "worker_init_fn": _start_worker,
+                "worker_init_fn": start_worker,
                 # A fork starts at once and shares what is in memory; elsewhere it is unsafe or missing.
                 "multiprocessing_context": "fork" if sys.platform == "linux" else "spawn",
             }
@@ -166,12 +133,13 @@ class TrainData:
             self._seed,
             self._max_seconds,
             self._clean_text,
+            self._store,
         )
         return DataLoader(
             reader,
             batch_size=None,
             sampler=self._order,
-            collate_fn=_unchanged,
+            collate_fn=unchanged,
             pin_memory=torch.cuda.is_available(),
             **workers,
         )
@@ -220,7 +188,34 @@ class TrainData:
         Raises:
             UserError: more rows turned out unreadable than `max_bad_fraction` allows.
         """
-        self._order.batches = self._batch_plans(epoch, start_batch)
+        for batch in self._load(self._batch_plans(epoch, start_batch)):
+            yield {**batch, "epoch": epoch}
+
+    def clips_to_encode(self, hearing: int, store: FrameStore) -> tuple[np.ndarray, float]:
+        """The clips without frames in `store`, as they sound in `hearing`: identities (clips,), and their seconds."""
+        lacking = self._lacks_frames(hearing, store)
+        return self._identities_of(hearing)[lacking], float(self._plan(hearing)[3][lacking].sum())
+
+    def batches_to_encode(self, hearing: int, store: FrameStore) -> Iterator[dict[str, Any]]:
+        """Batches of those clips, with `identities` (list of int) and `utterances`.
+
+        Raises:
+            UserError: as `batches` does.
+        """
+        lacking = self._lacks_frames(hearing, store)
+        identities = self._identities_of(hearing)
+        plans = (
+            replace(plan, clips=tuple(clip for clip in plan.clips if lacking[self._position(clip.row)]))
+            for plan in self._batch_plans(hearing, 0)
+        )
+        for batch in self._load(plan for plan in plans if plan.clips):
+            rows = [clip.row for clip in batch["clips"]]
+            batch["identities"] = [int(identities[self._position(row)]) for row in rows]
+            batch["utterances"] = [self._utterance(row)[1] for row in rows]
+            yield batch
+
+    def _load(self, plans: Iterable[BatchPlan]) -> Iterator[dict[str, Any]]:
+        self._order.batches = plans
         failure: str | None = None
         for loaded in self._loader:
             failure = loaded.error or self._note_problems(loaded.problems)
@@ -229,7 +224,7 @@ class TrainData:
             if loaded.batch is None:
                 self.batches_lost += 1
                 continue
-            yield {**loaded.batch, "epoch": epoch, "batch_index": loaded.index}
+            yield {**loaded.batch, "batch_index": loaded.index}
         if failure is not None:
             # Left to the garbage collector, workers take 10 s to end.
             self.close()
@@ -250,11 +245,12 @@ class TrainData:
 
     def _scan(self, min_seconds: float) -> None:
         """Looks at the metadata of every row once and keeps about 30 bytes of it."""
-        starts = np.cumsum([0, *(len(source.utterances()) for source in self._sources)])
+        self._starts = starts = row_starts(self._sources)
         num_rows = int(starts[-1])
         self._seconds = np.concatenate([source.seconds() for source in self._sources]).astype(np.float64)
         self._tokens = np.zeros(num_rows, np.int32)
         self._keys = np.zeros(num_rows, np.uint64)
+        self._identities = np.zeros(0 if self._variants is None else num_rows, np.uint64)
         self._groups = _join_groups(self._sources)
         keep = np.zeros(num_rows, bool)
         splice = self._augmentation.splice_probability > 0
@@ -272,6 +268,8 @@ class TrainData:
                     continue
                 keep[row] = True
                 self._keys[row] = utterance_key(utterance.id)
+                if self._variants is not None:
+                    self._identities[row] = clip_identity(source, utterance)
                 self._tokens[row] = self._processor.num_text_tokens(text)
                 if splice:
                     speakers[row], texts[row] = utterance, text
@@ -299,26 +297,68 @@ class TrainData:
     def _check_problems(self) -> None:
         check_problems(self.problems, self._num_seen, self._max_bad_fraction, self._name)
 
+    # What is stored of it -----------------------------------------------------------------------------------
+
+    def _identities_of(self, hearing: int) -> np.ndarray:
+        """uint64 (clips,): what each clip of `_rows` is known by in a store, as it sounds in `hearing`."""
+        identities = self._identities[self._rows]
+        for row, recipe in self._recipes(hearing).items():
+            pieces = [(int(self._identities[piece.row]), piece.start, piece.end) for piece in recipe.pieces]
+            position = self._position(row)
+            identities[position] = utterance_key(
+                f"{identities[position]} {pieces} {recipe.gaps} {recipe.text}"
+            )
+        return identities
+
+    def _lacks_frames(self, hearing: int, store: FrameStore) -> np.ndarray:
+        numbers = store.find(hearing, self._identities_of(hearing))
+        return (numbers < 0) | (store.entries["num_frames"][numbers] == 0 if len(store.entries) else True)
+
+    def _find_stored(self, store: FrameStore, hearing: int) -> np.ndarray:
+        """int64 (clips,): the entries of all clips. Raises UserError where one has none, or another file."""
+        numbers = store.find(hearing, self._identities_of(hearing))
+        missing = np.flatnonzero(numbers < 0)
+        if len(missing):
+            example = self._utterance(int(self._rows[missing[0]]))[1].id
+            raise UserError(
+                f"data.features_cache: {len(missing):,} of {len(numbers):,} clips, such as {example}, have no frames "
+                f"there{f' of variant {hearing}' if hearing else ''}: run tiny-audio cache-features with the same "
+                "overrides as tiny-audio train"
+            )
+        check_sizes(store, numbers, (self._utterance(int(row))[1] for row in self._rows))
+        return numbers
+
+    def _position(self, row: int) -> int:
+        return int(np.searchsorted(self._rows, row))
+
+    def _utterance(self, row: int) -> tuple[Source, Utterance]:
+        return find_utterance(self._sources, self._starts, row)
+
     # What an epoch consists of ------------------------------------------------------------------------------
+
+    def _hearing(self, epoch: int) -> int:
+        return epoch if self._variants is None else epoch % self._variants
+
+    def _recipes(self, hearing: int) -> dict[int, Recipe]:
+        if self._splicer is None:
+            return {}
+        return self._splicer.draw(self._seed, hearing, self._keys, self._augmentation.splice_probability)
 
     def _plan(self, epoch: int) -> tuple[int, EpochPlan, np.ndarray, np.ndarray, dict[int, Recipe]]:
         """(epoch, plan of positions in `_rows`, their speeds and tempos, their seconds as heard, recipes)."""
         if self._planned is None or self._planned[0] != epoch:
-            rows = self._rows
+            rows, hearing = self._rows, self._hearing(epoch)
             seconds, tokens = self._seconds[rows], self._tokens[rows]
-            recipes: dict[int, Recipe] = {}
-            if self._splicer is not None:
-                probability = self._augmentation.splice_probability
-                recipes = self._splicer.draw(self._seed, epoch, self._keys, probability)
-                for row, recipe in recipes.items():
-                    position = int(np.searchsorted(rows, row))
-                    seconds[position] = recipe.seconds
-                    tokens[position] = self._processor.num_text_tokens(recipe.text)
+            recipes = self._recipes(hearing)
+            for row, recipe in recipes.items():
+                position = self._position(row)
+                seconds[position] = recipe.seconds
+                tokens[position] = self._processor.num_text_tokens(recipe.text)
             rates = np.stack(
                 draw_rates(
                     self._augmentation,
                     self._seed,
-                    epoch,
+                    hearing,
                     self._keys[rows],
                     seconds,
                     self._max_seconds,
@@ -341,6 +381,8 @@ class TrainData:
 
     def _batch_plans(self, epoch: int, start_batch: int) -> Iterator[BatchPlan]:
         _, plan, rates, lengths, recipes = self._plan(epoch)
+        hearing = self._hearing(epoch)
+        stored = self._found[hearing] if self._store is not None else None
         for index in range(start_batch, len(plan)):
             clips = []
             for position in plan[index]:
@@ -354,124 +396,10 @@ class TrainData:
                         speed,
                         tempo,
                         recipes.get(row),
+                        -1 if stored is None else int(stored[position]),
                     )
                 )
-            yield BatchPlan(epoch, index, tuple(clips))
-
-
-class BatchReader(Dataset):
-    """Makes batches out of plans. Holds no state that changes, so any process may make any batch."""
-
-    def __init__(
-        self,
-        sources: Sequence[Source],
-        processor: Processor,
-        augmentation: Augmentation,
-        seed: int,
-        max_seconds: float,
-        clean_text: bool,
-    ) -> None:
-        self._sources = sources
-        self._starts = np.cumsum([0, *(len(source.utterances()) for source in sources)])
-        self._processor = processor
-        self._augmentation = augmentation
-        self._seed = seed
-        self._max_seconds = max_seconds
-        self._clean_text = clean_text
-
-    def __getitem__(self, plan: BatchPlan) -> Loaded:
-        examples: list[dict[str, Any]] = []
-        ids: list[str] = []
-        problems: list[Problem] = []
-        audio_seconds = 0.0
-        try:
-            for clip in plan.clips:
-                read = self._read_clip(clip, plan.epoch)
-                if isinstance(read, Problem):
-                    problems.append(read)
-                    continue
-                utterance_id, waveform, text = read
-                features = self._processor.features(waveform)
-                generator = clip_generator(self._seed, plan.epoch, clip.key, FEATURE_STREAM)
-                seconds = len(waveform) / SAMPLING_RATE
-                features = augment_features(features, seconds, self._augmentation, generator)
-                examples.append(self._processor.assemble(features, text))
-                ids.append(utterance_id)
-                audio_seconds += seconds
-        except UserError as error:  # as a value: a traceback of another process helps nobody
-            return Loaded(plan.index, None, problems, str(error))
-        if not examples:
-            return Loaded(plan.index, None, problems)
-        batch = dict(self._processor.collate(examples))
-        return Loaded(
-            plan.index,
-            {**batch, "audio_seconds": audio_seconds, "utterance_ids": ids},
-            problems,
-        )
-
-    def _read_clip(self, clip: ClipPlan, epoch: int) -> tuple[str, np.ndarray, str] | Problem:
-        generator = clip_generator(self._seed, epoch, clip.key, WAVEFORM_STREAM)
-        source, utterance = self._utterance(clip.row)
-        other = clip_generator(self._seed, epoch, clip.key, NON_SPEECH_STREAM)
-        if other.random() < self._augmentation.non_speech_probability:
-            return utterance.id, random_non_speech(max(1, round(clip.seconds * SAMPLING_RATE)), other), ""
-        if clip.recipe is None:
-            read = self._read_row(source, utterance)
-            if isinstance(read, Problem):
-                return read
-            waveform = read
-            text = clean_transcript(utterance.text) if self._clean_text else utterance.text
-        else:
-            waveforms: list[np.ndarray] = []
-            for piece in clip.recipe.pieces:
-                read = self._read_row(*self._utterance(piece.row))
-                if isinstance(read, Problem):
-                    return read
-                waveforms.append(read)
-            waveform = join_pieces(waveforms, clip.recipe, generator)
-            text = clip.recipe.text
-        speed, tempo = clip.speed, clip.tempo
-        # Planned by the length that the metadata states; the audio itself may be longer.
-        if len(waveform) / speed / tempo > self._max_seconds * SAMPLING_RATE:
-            speed = tempo = 1.0
-        return utterance.id, augment_waveform(waveform, self._augmentation, generator, speed, tempo), text
-
-    def _read_row(self, source: Source, utterance: Utterance) -> np.ndarray | Problem:
-        try:
-            return source.read(utterance, self._max_seconds)
-        # OSError and ValueError: what decoders and parquet readers raise for damaged data.
-        except (OSError, ValueError) as error:
-            return Problem(utterance.id, " ".join(str(error).split()))
-
-    def _utterance(self, row: int) -> tuple[Source, Utterance]:
-        number = int(np.searchsorted(self._starts, row, side="right")) - 1
-        source = self._sources[number]
-        return source, source.utterances()[row - int(self._starts[number])]
-
-
-class _PlannedOrder(Sampler[BatchPlan]):
-    """Hands the loader the plans of the epoch that is under way."""
-
-    def __init__(self) -> None:
-        self.batches: Iterable[BatchPlan] = ()
-
-    def __iter__(self) -> Iterator[BatchPlan]:
-        return iter(self.batches)
-
-
-def _unchanged(loaded: Any) -> Any:
-    return loaded
-
-
-def _start_worker(worker: int) -> None:
-    """One thread each, and signals left to the main process: Ctrl-C then prints nothing from here."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # The trainer's own handler would keep a forked worker alive.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if hasattr(os, "setpgid"):
-        os.setpgid(0, 0)  # `timeout` ends the whole group, but the trainer finishes its step and saves first
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    torch.set_num_threads(1)
+            yield BatchPlan(hearing, index, tuple(clips))
 
 
 def _join_groups(sources: Sequence[Source]) -> np.ndarray | None:

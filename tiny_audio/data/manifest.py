@@ -25,8 +25,10 @@ class ManifestSource(FileSource):
     when it is asked for. Rows without ``seconds`` get them from the header of their audio.
     """
 
-    def __init__(self, path: Path, name: str) -> None:
+    def __init__(self, path: Path, name: str, with_audio: bool = True) -> None:
+        """`with_audio`: look whether the files are there."""
         self.name = name
+        self._with_audio = with_audio
         self.problems = []
         self._path = path
         self._offsets = array("q")
@@ -60,7 +62,7 @@ class ManifestSource(FileSource):
         try:
             if seconds is None:
                 seconds = audio_seconds(audio)
-            elif not audio.is_file():
+            elif self._with_audio and not audio.is_file():
                 raise AudioError("no such file")
         except (AudioError, OSError) as error:
             reason = str(error).removeprefix(f"{audio}: ")

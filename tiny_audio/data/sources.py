@@ -28,7 +28,7 @@ SOURCE_FORMS = (
 MANIFEST_NAME = "manifest.jsonl"
 
 
-def open_source(spec: str | os.PathLike, default_split: str | None = None) -> Source:
+def open_source(spec: str | os.PathLike, default_split: str | None = None, with_audio: bool = True) -> Source:
     """Open one SOURCE and scan its metadata.
 
     Args:
@@ -36,6 +36,7 @@ def open_source(spec: str | os.PathLike, default_split: str | None = None) -> So
             LibriSpeech layout, or audio beside ``.txt``), a ``manifest.jsonl``, a parquet file, or the name of
             a known set (``NAME[/CONFIG][:SPLIT]``, see known_sets.yaml), which a file or folder of that name hides.
         default_split: what the name of a known set without a split means; None: its test split.
+        with_audio: False leaves it to reading to find out whether a manifest's files are there.
 
     Raises:
         UserError: no such source, or nothing usable in it.
@@ -60,11 +61,11 @@ def open_source(spec: str | os.PathLike, default_split: str | None = None) -> So
         logger.warning("%s: the %s of that name is meant, not the public set", name, _kind(path))
     if path.is_dir():
         if (path / MANIFEST_NAME).is_file():
-            return ManifestSource(path / MANIFEST_NAME, name)
+            return ManifestSource(path / MANIFEST_NAME, name, with_audio)
         shards = sorted(path.rglob("*.parquet"))
         return _open_parquet(shards, name) if shards else FolderSource(path, name)
     if path.suffix.lower() in (".jsonl", ".json"):
-        return ManifestSource(path, name)
+        return ManifestSource(path, name, with_audio)
     if path.suffix.lower() == ".parquet":
         return _open_parquet([path], name)
     raise UserError(
@@ -74,13 +75,14 @@ def open_source(spec: str | os.PathLike, default_split: str | None = None) -> So
 
 def open_sources(
     specs: str | os.PathLike | Sequence[str | os.PathLike],
+    with_audio: bool = True,
 ) -> list[Source]:
     """Open a SOURCE or a list of them, as ``data.train`` holds: a known set without a split is its train split."""
     if isinstance(specs, (str, os.PathLike)):
         specs = [specs]
     if not specs:
         raise UserError(f"no source of data given. A source is {SOURCE_FORMS}")
-    return [open_source(spec, default_split="train") for spec in specs]
+    return [open_source(spec, default_split="train", with_audio=with_audio) for spec in specs]
 
 
 class CorpusSource(Source):

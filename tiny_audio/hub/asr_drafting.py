@@ -1,9 +1,9 @@
-"""The same greedy text with less work for the decoder.
+"""The same text, and the same losses, with less work for the decoder.
 
 Two ways, neither of which changes what is written (up to ties within rounding): the words of the prompt before the
-audio are the same for every clip of a batch and are read once; and where the alignment head hears the words, the
-decoder checks its text many tokens at a time instead of writing one after another (speculative decoding,
-arXiv:2211.17192, with the CTC head as the draft).
+audio are the same for every clip of a batch and are read once, in training too; and where the alignment head hears
+the words, the decoder checks its text many tokens at a time instead of writing one after another (speculative
+decoding, arXiv:2211.17192, with the CTC head as the draft).
 
 Legend: B batch, T prompt tokens with audio, D_t decoder width, N tokens that all prompts begin with.
 """
@@ -14,10 +14,12 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers.cache_utils import DynamicCache
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.generation import LogitsProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 # Below this many positions saved, a pass for the prompt alone costs what it saves: it reads every weight once more.
 SHARE_FROM_POSITIONS = 128
@@ -94,6 +96,63 @@ def share_prompt(
     model.model.language_model(inputs_embeds=embeddings[:1, :shared], past_key_values=cache, use_cache=True)
     cache.batch_repeat_interleave(len(embeddings))
     return embeddings, attention_mask, cache
+
+
+class LentPrompt(DynamicLayer):
+    """One layer's keys and values (1, heads, N, D) of a prompt, put before those of every clip of a batch.
+
+    What is lent never grows, so that a layer which is run a second time (activation checkpointing) sees the same again.
+    """
+
+    def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if len(keys) == 1:  # the prompt itself; a batch that shares one has two rows at least
+            self.keys, self.values, self.is_initialized = keys, values, True
+            return keys, values
+        assert self.keys is not None and self.values is not None
+        shape = (len(keys), -1, -1, -1)
+        keys = torch.cat([self.keys.expand(shape), keys], dim=-2)  # (B, heads, T, D)
+        return keys, torch.cat([self.values.expand(shape), values], dim=-2)
+
+
+def read_with_shared_prompt(
+    language_model: Any, input_ids: Tensor, embeddings: Tensor, audio_token_id: int
+) -> BaseModelOutputWithPast | None:
+    """The decoder's hidden states (B, T, D_t) of a batch padded on the right, its common beginning read once.
+
+    Gradients are those of reading it in every row. None where that would save too little: read it as it is then.
+
+    Args:
+        language_model: its checkpointed layers allow a cache (`allow_lent_prompts`).
+        input_ids: (B, T); embeddings: (B, T, D_t) the same with audio spliced in.
+    """
+    differs = (input_ids != input_ids[:1]).any(dim=0) | (input_ids == audio_token_id).any(dim=0)  # (T,)
+    shared = int(differs.int().argmax())
+    if shared * (len(input_ids) - 1) < SHARE_FROM_POSITIONS or not has_plain_cache(language_model.config):
+        return None
+    cache = Cache(layer_class_to_replicate=LentPrompt)
+    passes = [
+        language_model(inputs_embeds=part, past_key_values=cache, use_cache=False).last_hidden_state
+        for part in (embeddings[:1, :shared], embeddings[:, shared:])
+    ]
+    hidden = torch.cat([passes[0].expand(len(input_ids), -1, -1), passes[1]], dim=1)
+    return BaseModelOutputWithPast(last_hidden_state=hidden)
+
+
+def train_checkpointed_layers(language_model: nn.Module) -> None:
+    """Marks the checkpointed layers of a frozen decoder, and nothing inside them, as training.
+
+    transformers checkpoints no others, although the gradients of the audio tokens pass through them.
+    """
+    for module in language_model.modules():
+        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+            module.training = True
+
+
+def allow_lent_prompts(language_model: nn.Module) -> None:
+    """Lets checkpointed layers keep a cache, which transformers otherwise takes away lest it grow twice."""
+    for module in language_model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module._can_checkpoint_with_cache = True
 
 
 # A draft checked -------------------------------------------------------------------------------------------------

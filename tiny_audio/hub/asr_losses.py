@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 IGNORE_LABEL = -100
 CTC_BLANK = 0
 CTC_PADDING = -1
+IMPOSSIBLE_SCORE = -1e4  # of a class that is not there; CTC's gradient of minus infinity is not a number
+SCORES_A_PIECE = 2**25  # of the embedding loss held at a time: 128 MB
 
 
 @dataclass(frozen=True)
@@ -137,23 +140,50 @@ class EmbeddingCTC(nn.Module):
         scale = audio_tokens.shape[-1] ** -0.5
         tokens = _unit_rms(audio_tokens.float()) * scale  # (B, P, D_t)
         blank = tokens @ self.blank.float() + self.blank_bias.float()  # (B, P)
-        if num_negatives == 0 or num_negatives >= embeddings.shape[0]:
-            scores = tokens @ _unit_rms(embeddings.detach().float()).T  # (B, P, V)
-            logits = torch.cat([blank[..., None], scores], dim=-1)
-            return ctc_loss_per_clip(logits.log_softmax(dim=-1), lengths, targets + 1, target_lengths)
         own, classes = _own_classes(targets)  # (B, U) token ids padded with -1, (B, C) index into U
-        negatives = _fixed_negatives(embeddings.shape[0], num_negatives).to(targets.device)  # (K,)
-        own_scores = torch.einsum(
-            "bpd,bud->bpu", tokens, _unit_rms(embeddings.detach()[own.clamp(min=0)].float())
-        )
-        own_scores = own_scores.masked_fill((own < 0)[:, None, :], float("-inf"))
-        negative_scores = tokens @ _unit_rms(embeddings.detach()[negatives].float()).T  # (B, P, K)
-        twice = (negatives[None, :, None] == own[:, None, :]).any(
-            dim=-1
-        )  # (B, K): scored among its own already
-        negative_scores = negative_scores.masked_fill(twice[:, None, :], float("-inf"))
-        logits = torch.cat([blank[..., None], own_scores, negative_scores], dim=-1)
+        table = _unit_rms(embeddings.detach().float())  # (vocabulary, D_t)
+        own_scores = torch.einsum("bpd,bud->bpu", tokens, table[own.clamp(min=0)])
+        own_scores = own_scores.masked_fill((own < 0)[:, None, :], IMPOSSIBLE_SCORE)
+        is_own = torch.zeros(len(own), len(table) + 1, dtype=torch.bool, device=own.device)
+        is_own = is_own.scatter(1, own % (len(table) + 1), True)[
+            :, :-1
+        ]  # (B, V); -1 falls on the last column
+        if 0 < num_negatives < len(table):
+            negatives = _fixed_negatives(len(table), num_negatives).to(own.device)  # (K,)
+            table, is_own = table[negatives], is_own[:, negatives]
+        # CTC needs the rivals' mass alone: a class for each of 49k-152k tokens would cost more than the decoder.
+        rivals = LogMass.apply(tokens, table, is_own)  # (B, P)
+        logits = torch.cat([blank[..., None], own_scores, rivals[..., None]], dim=-1)
         return ctc_loss_per_clip(logits.log_softmax(dim=-1), lengths, classes + 1, target_lengths)
+
+
+class LogMass(torch.autograd.Function):
+    """log sum exp of the scores of tokens (B, P, D_t) against the rows of a fixed table (V, D_t): (B, P).
+
+    `excluded` (B, V) marks what a clip leaves out. The gradient is made on the way, piece by piece: (B, P, V) scores
+    are never held, and their products with the table are computed twice and not three times.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, table: Tensor, excluded: Tensor) -> Tensor:
+        clips_a_piece = max(1, SCORES_A_PIECE // (tokens.shape[1] * len(table)))
+        masses, gradients = [], []
+        for part, left_out in zip(tokens.split(clips_a_piece), excluded.split(clips_a_piece), strict=True):
+            scores = (part @ table.T).float()  # (clips of the piece, P, V)
+            scores.masked_fill_(left_out[:, None, :], float("-inf"))
+            highest = scores.amax(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).min)
+            likelihoods = scores.sub_(highest).exp_()
+            total = likelihoods.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+            masses.append((highest + total.log())[..., 0])
+            if ctx.needs_input_grad[0]:
+                gradients.append((likelihoods @ table).float() / total)  # (clips of the piece, P, D_t)
+        if gradients:
+            ctx.save_for_backward(torch.cat(gradients))
+        return torch.cat(masses)
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Any) -> tuple[Tensor, None, None]:
+        return gradient[0][..., None] * ctx.saved_tensors[0], None, None
 
 
 def _unit_rms(x: Tensor) -> Tensor:

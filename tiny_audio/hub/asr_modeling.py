@@ -22,6 +22,7 @@ from transformers.utils import ModelOutput
 
 from .asr_checkpoint import AUTO_MAP, CUSTOM_PIPELINES, copy_code, load_adapter, own_state_dict
 from .asr_config import TinyAudioConfig
+from .asr_drafting import allow_lent_prompts, read_with_shared_prompt, train_checkpointed_layers
 from .asr_encoders import (
     build_encoder,
     encoder_geometry,
@@ -133,6 +134,7 @@ class TinyAudioModel(TinyAudioPreTrainedModel):
             inject_lora(self.audio_tower, config.encoder_lora)
         if config.decoder_lora:
             inject_lora(self.language_model, config.decoder_lora)
+        allow_lent_prompts(self.language_model)
         self.encoder_geometry = encoder_geometry(config.audio_config)
         self.post_init()
 
@@ -148,29 +150,37 @@ class TinyAudioModel(TinyAudioPreTrainedModel):
         for tower in (self.audio_tower, self.language_model):
             if not any(parameter.requires_grad for parameter in tower.parameters()):
                 tower.eval()
+        if mode:
+            train_checkpointed_layers(self.language_model)
         return self
 
-    def audio_token_lengths(self, feature_lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B,) feature lengths to (B,) encoder frames and (B,) audio tokens."""
-        frames = encoder_output_length(self.encoder_geometry, feature_lengths)
+    def audio_token_lengths(self, lengths: Tensor, encoded: bool = False) -> tuple[Tensor, Tensor]:
+        """(B,) feature lengths (`encoded`: of encoder frames) to (B,) encoder frames and (B,) audio tokens."""
+        frames = lengths if encoded else encoder_output_length(self.encoder_geometry, lengths)
         return frames, projector_output_length(self.config.projector_type, self.config.stack_factor, frames)
 
     def get_audio_features(
-        self, input_features: Tensor, input_features_mask: Tensor, **_: Any
+        self, input_features: Tensor, input_features_mask: Tensor, encoded: bool = False, **_: Any
     ) -> AudioFeatures:
         """Runs encoder and projector.
 
         Args:
             input_features: (B, n_mels, L) log-mel features or (B, L) waveforms, zero beyond a clip's end.
             input_features_mask: (B, L) bool, True where valid.
+            encoded: the features are what the frozen encoder made of them, (B, D_e, F), and the mask is (B, F).
         """
-        frame_lengths, token_lengths = self.audio_token_lengths(input_features_mask.sum(dim=1))
-        encoder_trains = torch.is_grad_enabled() and any(
-            p.requires_grad for p in self.audio_tower.parameters()
-        )
-        with torch.set_grad_enabled(encoder_trains):
-            frames = run_encoder(self.audio_tower, input_features, input_features_mask)  # (B, F, D_e)
-        tokens, balance_loss = self.multi_modal_projector(frames, frame_lengths)  # (B, P, D_t)
+        frame_lengths, token_lengths = self.audio_token_lengths(input_features_mask.sum(dim=1), encoded)
+        tower: Any = self.audio_tower
+        if encoded:
+            frames = input_features.transpose(1, 2).to(tower.dtype)  # (B, F, D_e)
+        else:
+            encoder_trains = torch.is_grad_enabled() and any(p.requires_grad for p in tower.parameters())
+            with torch.set_grad_enabled(encoder_trains):
+                frames = run_encoder(tower, input_features, input_features_mask)  # (B, F, D_e)
+        # While a run is evaluated, a frozen tower may be in bfloat16, what trains in float32, and autocast off.
+        trained_dtype = next(self.multi_modal_projector.parameters()).dtype
+        heard = frames if torch.is_autocast_enabled(frames.device.type) else frames.to(trained_dtype)
+        tokens, balance_loss = self.multi_modal_projector(heard, frame_lengths)  # (B, P, D_t)
         flat = tokens[length_mask(token_lengths, tokens.shape[1])]  # (A, D_t)
         return AudioFeatures(
             last_hidden_state=frames,
@@ -204,23 +214,36 @@ class TinyAudioModel(TinyAudioPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        encoder_frames: Tensor | None = None,
         **kwargs: Any,
     ) -> TinyAudioOutput:
         audio = None
-        if input_features is not None:
+        features = input_features if encoder_frames is None else encoder_frames
+        if features is not None:
             assert input_features_mask is not None, "input_features come with their input_features_mask"
-            audio = self.get_audio_features(input_features, input_features_mask)
+            audio = self.get_audio_features(features, input_features_mask, encoded=encoder_frames is not None)
         if inputs_embeds is None:
             assert input_ids is not None, "give input_ids or inputs_embeds"
             inputs_embeds = self.splice(input_ids, audio)
-        outputs = self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            **kwargs,
-        )
+        outputs = None
+        if (
+            use_cache is False
+            and input_ids is not None
+            and attention_mask is position_ids is None
+            and not kwargs
+        ):
+            outputs = read_with_shared_prompt(
+                self.language_model, input_ids, inputs_embeds, self.config.audio_token_id
+            )
+        if outputs is None:
+            outputs = self.language_model(
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **kwargs,
+            )
         outputs["audio_features"] = audio
         return outputs
 
@@ -334,11 +357,13 @@ class TinyAudioForConditionalGeneration(TinyAudioPreTrainedModel, TranscriptGene
         logits_to_keep: int = 0,
         loss_weights: LossWeights | None = None,
         normalizers: dict[str, float] | None = None,
+        encoder_frames: Tensor | None = None,
         **kwargs: Any,
     ) -> TinyAudioOutput:
         """One pass.
 
         Args:
+            encoder_frames: (B, D_e, F) what a frozen encoder made of the audio, in place of `input_features`.
             labels: (B, T) token ids, -100 where nothing is scored. Right-padded batches with labels need no
                 attention mask: causal attention never looks at padding behind it.
             ctc_labels: (B, C) classes of the alignment head, padded with -1.
@@ -350,8 +375,9 @@ class TinyAudioForConditionalGeneration(TinyAudioPreTrainedModel, TranscriptGene
         """
         weights = loss_weights or LossWeights()
         if labels is not None and not weights.language_model:
-            assert input_features is not None and input_features_mask is not None, "alignment needs audio"
-            audio = self.get_audio_features(input_features, input_features_mask)
+            features = input_features if encoder_frames is None else encoder_frames
+            assert features is not None and input_features_mask is not None, "alignment needs audio"
+            audio = self.get_audio_features(features, input_features_mask, encoded=encoder_frames is not None)
             return self._with_loss(
                 TinyAudioOutput(audio_features=audio), None, labels, ctc_labels, weights, normalizers
             )
@@ -364,6 +390,7 @@ class TinyAudioForConditionalGeneration(TinyAudioPreTrainedModel, TranscriptGene
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache if labels is None else False,
+            encoder_frames=encoder_frames,
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state  # (B, T, D_t)

@@ -194,8 +194,9 @@ class TinyAudioProcessor(ProcessorMixin):
             features = features[:, : int(extracted["attention_mask"].sum())]
         return features
 
-    def num_audio_tokens(self, feature_length: int) -> int:
-        frames = encoder_output_length(self.geometry, feature_length)
+    def num_audio_tokens(self, feature_length: int, encoded: bool = False) -> int:
+        """Audio tokens of so many feature frames or samples, or with `encoded` of so many encoder frames."""
+        frames = feature_length if encoded else encoder_output_length(self.geometry, feature_length)
         return int(projector_output_length(self.projector_type, self.stack_factor, frames))
 
     def num_text_tokens(self, text: str) -> int:
@@ -210,9 +211,13 @@ class TinyAudioProcessor(ProcessorMixin):
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
         return [*ids, self.end_token_id]
 
-    def assemble(self, features: Tensor, text: str | None) -> dict[str, Any]:
-        """Features and transcript (None at inference) to an example."""
-        prompt = self.prompt_ids(self.num_audio_tokens(features.shape[-1]))
+    def assemble(self, features: Tensor, text: str | None, encoded: bool = False) -> dict[str, Any]:
+        """Features and transcript (None at inference) to an example.
+
+        With `encoded`, the features are encoder frames (D_e, F), and the model is to get what `collate` makes of them
+        as `encoder_frames`.
+        """
+        prompt = self.prompt_ids(self.num_audio_tokens(features.shape[-1], encoded))
         if text is None:
             return {"input_features": features, "input_ids": prompt, "labels": None, "ctc_labels": None}
         answer = self.label_ids(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
+from tiny_audio.data.features import FrameStore
 from tiny_audio.data.loader import TrainData
 from tiny_audio.data.source import Source
 from tiny_audio.errors import UserError
@@ -33,14 +35,23 @@ from tiny_audio.hub.asr_checkpoint import (
     load_decoder,
     load_model,
     load_tokenizer,
+    read_config,
     split_causal_lm,
 )
 from tiny_audio.hub.asr_config import TinyAudioConfig, resolve_model_path
-from tiny_audio.hub.asr_encoders import build_encoder, encoder_geometry, encoder_output_length, load_encoder
-from tiny_audio.hub.asr_lora import LORA_MARK
-from tiny_audio.hub.asr_losses import LossWeights, plain_text
+from tiny_audio.hub.asr_encoders import (
+    build_encoder,
+    encoder_geometry,
+    encoder_output_length,
+    encoder_width,
+    load_encoder,
+)
+from tiny_audio.hub.asr_lora import LORA_MARK, inject_lora
+from tiny_audio.hub.asr_losses import EmbeddingCTC, LossWeights, plain_text
 from tiny_audio.hub.asr_modeling import TinyAudioForConditionalGeneration
 from tiny_audio.hub.asr_processing import SAMPLING_RATE, TinyAudioProcessor, add_audio_token
+
+logger = logging.getLogger(__name__)
 
 FEATURE_EXTRACTORS = {
     kind.__name__: kind
@@ -110,11 +121,21 @@ def check_alphabet(vocabulary: str, texts: Sequence[str]) -> None:
     )
 
 
-def build_data(config: DictConfig, sources: Sequence[Source], processor: TinyAudioProcessor) -> TrainData:
-    """The batches that a config describes. Raises UserError where too little of the sources can be used."""
-    if config.ctc.weight > 0:
+def build_data(
+    config: DictConfig,
+    sources: Sequence[Source],
+    processor: TinyAudioProcessor,
+    *,
+    variants: int | None = None,
+    store: FrameStore | None = None,
+) -> TrainData:
+    """The batches that a config describes; `variants` and `store` as in `TrainData`.
+
+    Raises UserError where too little of the sources can be used.
+    """
+    if config.ctc.weight > 0 and processor.ctc_vocabulary:
         rows = [row for source in sources for row in itertools.islice(source.utterances(), TEXTS_LOOKED_AT)]
-        check_alphabet(config.ctc.vocabulary, [row.text for row in rows])
+        check_alphabet(processor.ctc_vocabulary, [row.text for row in rows])
     return TrainData(
         sources,
         processor,
@@ -128,13 +149,16 @@ def build_data(config: DictConfig, sources: Sequence[Source], processor: TinyAud
         max_bad_fraction=config.data.max_bad_fraction,
         clean_text=config.data.clean_text,
         short_first=config.data.short_first,
+        variants=variants,
+        store=store,
     )
 
 
 def build_model(config: DictConfig) -> tuple[TinyAudioForConditionalGeneration, TinyAudioProcessor]:
     """The model that a config describes, ready to train, in float32 on the CPU.
 
-    Random weights depend on `config.seed` alone.
+    Random weights depend on `config.seed` alone. With `init_from`, the model is that checkpoint; adapters and heads
+    that the config asks for and the checkpoint lacks are added to it, new.
 
     Raises:
         UserError: a part cannot be found, or parts do not fit each other.
@@ -145,12 +169,48 @@ def build_model(config: DictConfig) -> tuple[TinyAudioForConditionalGeneration, 
             model, processor = load_model(
                 resolve_model_path(config.init_from), device="cpu", dtype=torch.float32
             )
+            _add_parts(model, processor, config)
         else:
             model, processor = _new_model(config)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(str(error)) from error
     freeze(model, config.model.freeze_encoder, config.model.freeze_decoder)
     return model, processor
+
+
+def build_encoder_side(config: DictConfig) -> tuple[Any, TinyAudioProcessor]:
+    """The encoder that `build_model` would put into its model, and a processor for its inputs; no decoder is loaded.
+
+    Raises:
+        UserError: a part cannot be found.
+    """
+    torch.manual_seed(config.seed)
+    try:
+        if config.init_from:
+            return _encoder_side_of_checkpoint(resolve_model_path(config.init_from))
+        tower, feature_extractor = _encoder(config.model)
+        settings = config.model
+        architecture = TinyAudioConfig(
+            audio_config=tower.config,
+            projector_type=settings.projector_type,
+            stack_factor=settings.stack_factor,
+        )
+        tokenizer = build_tokenizer(settings)
+        return tower, TinyAudioProcessor.from_parts(
+            architecture, feature_extractor, tokenizer, settings.prompt
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(str(error)) from error
+
+
+def _encoder_side_of_checkpoint(path: str) -> tuple[Any, TinyAudioProcessor]:
+    architecture = read_config(path)
+    if architecture.encoder_lora or architecture.encoder_in_checkpoint:
+        model, processor = load_model(path, device="cpu", dtype=torch.float32)
+        return model.model.audio_tower, processor
+    base: Any = architecture.encoder_base
+    tower = load_encoder(resolve_model_path(base["name"]), revision=base.get("revision"), dtype=torch.float32)
+    return tower, TinyAudioProcessor.from_pretrained(path)
 
 
 def _new_model(config: DictConfig) -> tuple[TinyAudioForConditionalGeneration, TinyAudioProcessor]:
@@ -172,6 +232,48 @@ def _new_model(config: DictConfig) -> tuple[TinyAudioForConditionalGeneration, T
         tokenizer, processor.end_token_id, processor.pad_token_id, processor.audio_token_id
     )
     return model, processor
+
+
+def additions(architecture: TinyAudioConfig, config: DictConfig) -> dict[str, Any]:
+    """What a config asks for beyond the `architecture` of the checkpoint that it starts from, by name of its field."""
+    wanted = {
+        "encoder_lora": _lora(config.encoder_lora, enabled=True),
+        "decoder_lora": _lora(config.peft, enabled=config.peft.peft_method is not None),
+        "ctc_vocabulary": config.ctc.vocabulary if config.ctc.weight > 0 else None,
+        "embedding_ctc": config.ctc.embedding_weight > 0,
+        # What trains is no longer the base model's: the checkpoint has to hold it.
+        "encoder_in_checkpoint": not config.model.freeze_encoder,
+        "decoder_in_checkpoint": not config.model.freeze_decoder,
+    }
+    return {name: value for name, value in wanted.items() if value and not getattr(architecture, name)}
+
+
+def _add_parts(
+    model: TinyAudioForConditionalGeneration, processor: TinyAudioProcessor, config: DictConfig
+) -> None:
+    """Puts `additions` into a loaded model, and says which keys of the config its checkpoint overrules."""
+    architecture = model.config
+    for key in ("projector_type", "stack_factor", "projector_hidden_size"):
+        _say_kept(f"model.{key}", getattr(architecture, key), config.model[key])
+    for key, lora in (("encoder_lora", architecture.encoder_lora), ("peft", architecture.decoder_lora)):
+        if lora and config[key].r:
+            _say_kept(f"{key}.r", lora["r"], config[key].r)
+    for name, value in additions(architecture, config).items():
+        setattr(architecture, name, value)
+        if name == "ctc_vocabulary":
+            model.ctc_head = nn.Linear(encoder_width(architecture.audio_config), len(value) + 1)
+            processor.ctc_vocabulary = value
+        elif name == "embedding_ctc":
+            model.embedding_ctc = EmbeddingCTC(architecture.text_config.hidden_size)
+        elif name == "encoder_lora":
+            inject_lora(model.model.audio_tower, value)
+        elif name == "decoder_lora":
+            inject_lora(model.model.language_model, value)
+
+
+def _say_kept(key: str, kept: Any, asked: Any) -> None:
+    if kept != asked:
+        logger.warning("%s=%s is not used: the model of init_from has %s and keeps it", key, asked, kept)
 
 
 def describe(config: DictConfig, audio_config: Any, text_config: Any) -> TinyAudioConfig:

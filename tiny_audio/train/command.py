@@ -1,4 +1,4 @@
-"""`tiny-audio train`."""
+"""`tiny-audio train` and `tiny-audio cache-features`."""
 
 from __future__ import annotations
 
@@ -81,3 +81,37 @@ def train(
         f"curve: {result.folder / 'loss.png'}"
     )
     typer.echo(f"next:  tiny-audio transcribe {result.model_folder} my.wav")
+
+
+def cache_features(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="+experiments=NAME and key=value pairs, as for train.",
+            metavar="[OVERRIDE]...",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Run a frozen encoder over the training clips once and keep what it gives for all epochs and runs to come.
+
+    Give the overrides of the training command, data.features_cache=DIR among them. A stopped command goes on where
+    it was; data that is added later is encoded alone. Training then needs no audio and does not run the encoder.
+
+    With augmentation, data.features_cache_variants=K keeps K sounds of each clip.
+
+    \b
+    Examples:
+      tiny-audio cache-features +experiments=small data.train=recordings data.features_cache=features
+      tiny-audio train +experiments=small data.train=recordings data.features_cache=features
+    """
+    from tiny_audio.errors import UserError
+    from tiny_audio.train.config import compose_config
+
+    config = compose_config(overrides or [])
+    if config.data.features_cache is None:
+        raise UserError("say where the features go: data.features_cache=DIR")
+
+    from tiny_audio.train import features
+
+    features.cache_features(config, note=typer.echo)

@@ -110,6 +110,8 @@ class DataSettings:
     max_bad_fraction: float = number(0, most=1)
     short_first: bool
     clean_text: bool
+    features_cache: str | None
+    features_cache_variants: int | None = number(1)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -422,6 +424,7 @@ def _check_together(config: DictConfig) -> None:
         raise UserError(f"training.resume={_shown(resume)}: expected true, false or the path of a checkpoint")
     if config.training.hub_model_id is not None:
         check_repo_id(config.training.hub_model_id)
+    _check_features_cache(config)
     for name in ("encoder", "decoder"):
         if model[f"{name}_model_name"] is None:
             _check_architecture(f"model.{name}_config", model[f"{name}_config"])
@@ -436,6 +439,34 @@ def _check_together(config: DictConfig) -> None:
     if model.decoder_model_name is None and model.tokenizer is None:
         raise UserError(
             "model.tokenizer=null: a decoder with random weights has no tokenizer of its own; use bytes"
+        )
+
+
+def active_augmentations(config: DictConfig) -> list[str]:
+    """The keys of `augmentation` that make a clip sound otherwise in each epoch."""
+    active = {
+        name: any(value) if name == "gain_db" else name.endswith(("_probability", "_masks")) and value > 0
+        for name, value in config.augmentation.items()
+    }
+    return [f"augmentation.{name}" for name, on in active.items() if on]
+
+
+def _check_features_cache(config: DictConfig) -> None:
+    """Features are kept of an encoder that stays as it is, and of sounds that come again."""
+    data = config.data
+    if data.features_cache is None:
+        return
+    if not config.model.freeze_encoder or config.encoder_lora.r:
+        trains = "encoder_lora.r=0" if config.model.freeze_encoder else "model.freeze_encoder=true"
+        raise UserError(
+            f"data.features_cache={data.features_cache}: the encoder trains, so its features change with every step; "
+            f"set {trains}, or data.features_cache=null"
+        )
+    active = active_augmentations(config)
+    if active and data.features_cache_variants is None:
+        raise UserError(
+            f"data.features_cache={data.features_cache}: with {active[0]} a clip sounds otherwise in every epoch; set "
+            "data.features_cache_variants=K to hear K sounds of each clip in turn, or switch the augmentation off"
         )
 
 

@@ -7,6 +7,8 @@ in many.
 
 from __future__ import annotations
 
+import logging
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -19,13 +21,22 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from omegaconf import DictConfig
 
 from tiny_audio.errors import UserError
-from tiny_audio.hub.asr_losses import CTC_PADDING, IGNORE_LABEL
+from tiny_audio.hub.asr_losses import CTC_PADDING, IGNORE_LABEL, LossWeights
 from tiny_audio.train.build import loss_weights
 from tiny_audio.train.checkpoints import Progress, save_checkpoint
 from tiny_audio.train.optimizer import build_optimizer, learning_rate_factor
 
+logger = logging.getLogger(__name__)
+
 TERM_NAMES = {"lm": "lm_loss", "ctc": "ctc_loss", "embedding": "embedding_loss", "balance": "balance_loss"}
-MODEL_INPUTS = ("input_features", "input_features_mask", "input_ids", "labels", "ctc_labels")
+MODEL_INPUTS = (
+    "input_features",
+    "encoder_frames",
+    "input_features_mask",
+    "input_ids",
+    "labels",
+    "ctc_labels",
+)
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -70,6 +81,7 @@ class Trainer:
         self.model, self.optimizer = self.accelerator.prepare(model, self.optimizer)
         self.progress = Progress()
         self._totals: dict[str, float] = {}
+        self._too_large = math.inf  # size of the smallest piece of a step that did not fit into memory
 
     @property
     def bare_model(self) -> Any:
@@ -125,20 +137,21 @@ class Trainer:
             group["lr"] = peak * factor
         weights = loss_weights(self.config, self.progress.step)
         counts = self._counts(batches)
-        losses: Any = 0.0
+        pieces: list[dict[str, Any]] = []
         for batch in batches:
-            inputs = {key: batch[key].to(self.accelerator.device) for key in MODEL_INPUTS if key in batch}
-            with self.accelerator.autocast():
-                output = self.model(**inputs, loss_weights=weights, normalizers=counts)
-            # DDP averages gradients over the processes; the counts are already those of all of them.
-            self.accelerator.backward(output.loss * self.accelerator.num_processes)
-            losses += output.loss.detach()
-            for name, term in output.loss_sums.items():
-                self._add(f"{name}_sum", term)
-                self._add(f"{name}_count", counts[name] / len(batches))
-            self._add("infeasible", output.infeasible)
+            inputs = {key: batch[key] for key in MODEL_INPUTS if key in batch}
+            pieces.append(inputs)
             self._add("audio_seconds", batch["audio_seconds"])
             self.progress.audio_seconds += batch["audio_seconds"]
+        result = None
+        while result is None:
+            pieces = [part for piece in pieces for part in split_above(piece, self._too_large)]
+            result = self._accumulate(pieces, weights, counts)
+        losses, terms, infeasible = result
+        for name, term in terms.items():
+            self._add(f"{name}_sum", term)
+            self._add(f"{name}_count", counts[name])
+        self._add("infeasible", infeasible)
         self._check_finite(losses, batches)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
         self.optimizer.step()
@@ -147,6 +160,55 @@ class Trainer:
         self._add("loss", losses)
         self._add("gradient_norm", norm)
         self._add("steps", 1)
+
+    def _accumulate(
+        self, pieces: list[dict[str, Any]], weights: LossWeights, counts: dict[str, float]
+    ) -> tuple[Any, dict[str, Any], Any] | None:
+        """Gradients of a step; its loss, the sums of its terms, and its infeasible targets. None when memory ran out.
+
+        There are no gradients then, and `_too_large` is the size of the piece that did not fit. Raises UserError where
+        that is a single clip.
+        """
+        losses: Any = 0.0
+        infeasible: Any = 0
+        terms: dict[str, Any] = {}
+        for piece in pieces:
+            try:
+                inputs = {key: value.to(self.accelerator.device) for key, value in piece.items()}
+                with self.accelerator.autocast():
+                    output = self.model(**inputs, loss_weights=weights, normalizers=counts)
+                # DDP averages gradients over the processes; the counts are already those of all of them.
+                self.accelerator.backward(output.loss * self.accelerator.num_processes)
+            except RuntimeError as error:
+                # Other processes would wait for ever for a process that takes more pieces than they do.
+                if not is_out_of_memory(error) or self.accelerator.num_processes > 1:
+                    raise
+                self._note_out_of_memory(piece)
+                break
+            losses += output.loss.detach()
+            infeasible += output.infeasible
+            for name, term in output.loss_sums.items():
+                terms[name] = terms.get(name, 0.0) + term
+        else:
+            return losses, terms, infeasible
+        # Only here are the tensors of the failed pass free: the exception held on to them.
+        self.optimizer.zero_grad(set_to_none=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return None
+
+    def _note_out_of_memory(self, piece: dict[str, Any]) -> None:
+        num_clips, self._too_large = len(piece["input_ids"]), size_of(piece)
+        if num_clips == 1:
+            raise UserError(
+                "out of memory with a single clip: lower data.max_seconds, or set training.gradient_checkpointing=true"
+            )
+        logger.warning(
+            "out of memory in step %d: batches as large as this one of %d clips are taken in parts from now on, to the "
+            "same result; a lower training.batch_seconds is faster",
+            self.progress.step + 1,
+            num_clips,
+        )
 
     def _counts(self, batches: list[dict[str, Any]]) -> dict[str, float]:
         """What each loss is divided by: tokens, characters and clips of the whole step, over all processes."""
@@ -212,6 +274,31 @@ class Trainer:
             if f"{name}_sum" in totals:
                 line[key] = totals[f"{name}_sum"] / max(totals[f"{name}_count"], 1)
         return line
+
+
+def size_of(piece: dict[str, Any]) -> int:
+    """What the memory of a pass grows with: clips times feature length, padding included."""
+    return piece["input_features_mask"].numel()
+
+
+def split_above(piece: dict[str, Any], too_large: float) -> list[dict[str, Any]]:
+    """The model inputs of a batch in parts below a size, or of a single clip."""
+    num_clips = len(piece["input_ids"])
+    if size_of(piece) < too_large or num_clips == 1:
+        return [piece]
+    middle = num_clips // 2
+    halves = (
+        {key: value[rows] for key, value in piece.items()} for rows in (slice(middle), slice(middle, None))
+    )
+    return [part for half in halves for part in split_above(half, too_large)]
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Also where PyTorch has no exception of its own for it: on CPUs and Apple GPUs."""
+    words = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        told in words for told in ("out of memory", "can't allocate memory", "not enough memory")
+    )
 
 
 def mixed_precision(bf16: bool | str) -> str:

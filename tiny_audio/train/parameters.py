@@ -19,7 +19,7 @@ from tiny_audio.hub.asr_config import TinyAudioConfig
 from tiny_audio.hub.asr_lora import LORA_MARK
 from tiny_audio.hub.asr_modeling import TinyAudioForConditionalGeneration
 from tiny_audio.hub.asr_processing import add_audio_token
-from tiny_audio.train.build import build_tokenizer, describe, freeze
+from tiny_audio.train.build import additions, build_tokenizer, describe, freeze
 from tiny_audio.train.config import resolve_model_path
 
 # Where a parameter's name starts -> the part it is counted in. LoRA weights get a row of their own.
@@ -113,9 +113,12 @@ def in_words(number: int) -> str:
 def _architecture(config: DictConfig) -> TinyAudioConfig:
     if config.init_from:
         try:
-            return read_config(resolve_model_path(config.init_from))
+            architecture = read_config(resolve_model_path(config.init_from))
         except (OSError, ValueError) as error:
             raise UserError(str(error)) from error
+        for name, value in additions(architecture, config).items():
+            setattr(architecture, name, value)
+        return architecture
     settings = config.model
     if settings.encoder_model_name:
         audio_config = _named_config(settings.encoder_model_name, settings.encoder_revision)

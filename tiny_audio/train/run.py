@@ -31,6 +31,7 @@ from tiny_audio.publish.background import BackgroundPush
 from tiny_audio.train.build import build_data, build_model
 from tiny_audio.train.checkpoints import find_checkpoint, load_checkpoint
 from tiny_audio.train.config import config_to_yaml
+from tiny_audio.train.features import open_store
 from tiny_audio.train.listening import ListeningMonitor, listening_gap
 from tiny_audio.train.loop import Trainer
 from tiny_audio.train.progress import TrainingDisplay
@@ -64,10 +65,13 @@ def run(config: DictConfig) -> RunResult:
     folder = Path(config.output_dir).expanduser()
     checkpoint = find_checkpoint(config.training.resume, folder / "checkpoints")
     # All that can be wrong with the data is found before a model of gigabytes is built.
-    train_sources, dev = open_sources(config.data.train), open_source(config.data.eval)
+    cached = config.data.features_cache is not None
+    train_sources, dev = open_sources(config.data.train, with_audio=not cached), open_source(config.data.eval)
     test = open_source(config.data.test)
     model, processor = build_model(config)
-    data = build_data(config, train_sources, processor)
+    store = open_store(config, model, processor)
+    variants = config.data.features_cache_variants or 1 if cached else None
+    data = build_data(config, train_sources, processor, variants=variants, store=store)
     previous = prepare_folder(folder, resuming=checkpoint is not None)
     write_files({folder / "config.yaml": config_to_yaml(config, provenance(model, train_sources))})
     display = TrainingDisplay(config.training.max_steps)

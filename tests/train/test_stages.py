@@ -1,0 +1,182 @@
+"""Training in stages on pretrained towers: what `init_from` takes over, and what the config adds to it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from tests.tiny_models import save_bases
+from tests.train.short_runs import assert_same, settings, weights, write_speech
+from tiny_audio.hub.asr_checkpoint import fingerprint, load_bases, load_model, merge
+from tiny_audio.train.build import build_model
+from tiny_audio.train.parameters import parameter_table
+from tiny_audio.train.records import read_metrics
+from tiny_audio.train.run import run
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_speech(tmp_path_factory.mktemp("speech"))
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_bases(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(autouse=True)
+def _hub(bases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINY_AUDIO_MODELS", str(bases))
+
+
+def pretrained(speech: Path, folder: Path, *overrides: str) -> Any:
+    """The `small` recipe on tiny pretrained towers: both frozen, no adapters yet."""
+    config = settings(
+        speech,
+        folder,
+        "training.optimizer=adamw",
+        "training.save_steps=3",
+        "training.eval_steps=1000",
+        "model.freeze_encoder=true",
+        "model.freeze_decoder=true",
+        "ctc.embedding_weight=0.3",
+        *overrides,
+    )
+    config.model.encoder_model_name, config.model.decoder_model_name = "acme/whisper-pico", "acme/lm-tied"
+    config.model.tokenizer = None
+    return config
+
+
+@pytest.fixture(scope="module")
+def first_stage(bases: Path, speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Projector and alignment alone, the decoder resting for half of the steps."""
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TINY_AUDIO_MODELS", str(bases))
+        run(pretrained(speech, folder, "ctc.alone_share=0.5"))
+    return folder
+
+
+def test_an_adapter_records_its_bases_and_holds_none_of_their_weights(first_stage: Path) -> None:
+    config = json.loads((first_stage / "model/config.json").read_text(encoding="utf-8"))
+    model, _ = load_model(str(first_stage / "model"), device="cpu")
+    bases = load_bases(model.config, torch.float32)
+    assert config["encoder_base"] == {
+        "name": "acme/whisper-pico",
+        "revision": None,
+        "fingerprint": fingerprint(bases["audio_tower"]),
+    }
+    assert config["decoder_base"]["fingerprint"] == fingerprint(bases["language_model"])
+    assert {name.split(".")[0] for name in weights(first_stage / "model")} == {
+        "model",
+        "ctc_head",
+        "embedding_ctc",
+    }
+    assert not any("tower" in name or "language" in name for name in weights(first_stage / "model"))
+
+
+def test_a_second_stage_adds_adapters_to_the_first(speech: Path, first_stage: Path, tmp_path: Path) -> None:
+    second = (
+        "peft.r=4",
+        "encoder_lora.r=2",
+        f"init_from={first_stage}/model",
+        "data.max_seconds=0.8",
+        "training.max_steps=2",
+    )
+    config = pretrained(speech, tmp_path / "second", *second)
+    counted = {row.part: row for row in parameter_table(config)}
+    run(config)
+    kept, trained = weights(first_stage / "model"), weights(tmp_path / "second/model")
+    assert set(kept) < set(trained)
+    added = {name for name in trained if name not in kept}
+    assert all(".lora_" in name for name in added)
+    assert sum(trained[name].numel() for name in added) == sum(
+        counted[part].trainable for part in ("encoder LoRA", "decoder LoRA")
+    )
+    assert all(trained[name].any() for name in added if ".lora_B" in name)
+    again, _ = load_model(str(tmp_path / "second/model"), device="cpu")
+    assert again.config.decoder_lora["r"] == 4
+
+    # A third run goes on with them, whatever rank its config has.
+    run(pretrained(speech, tmp_path / "third", "peft.r=8", f"init_from={tmp_path}/second/model"))
+    assert {n: w.shape for n, w in weights(tmp_path / "third/model").items()} == {
+        n: w.shape for n, w in trained.items()
+    }
+
+
+def test_a_stopped_second_stage_ends_as_one_that_was_not(
+    speech: Path, first_stage: Path, tmp_path: Path
+) -> None:
+    second = ("peft.r=4", f"init_from={first_stage}/model")
+    run(pretrained(speech, tmp_path / "whole", *second))
+    resumed = pretrained(
+        speech, tmp_path / "resumed", *second, f"training.resume={tmp_path}/whole/checkpoints/step-3"
+    )
+    run(resumed)
+    assert_same(weights(tmp_path / "resumed/model"), weights(tmp_path / "whole/model"))
+
+
+def test_what_trains_whole_is_in_the_checkpoint(speech: Path, first_stage: Path, tmp_path: Path) -> None:
+    run(
+        pretrained(
+            speech,
+            tmp_path / "run",
+            f"init_from={first_stage}/model",
+            "model.freeze_encoder=false",
+            "training.max_steps=1",
+        )
+    )
+    saved = weights(tmp_path / "run/model")
+    trained, _ = load_model(str(tmp_path / "run/model"), device="cpu")
+    assert torch.equal(trained.model.audio_tower.conv1.weight, saved["model.audio_tower.conv1.weight"])
+    base = load_bases(load_model(str(first_stage / "model"), device="cpu")[0].config, torch.float32)
+    assert not torch.equal(saved["model.audio_tower.conv1.weight"], base["audio_tower"].conv1.weight)
+    assert not any("language_model" in name for name in saved)
+
+
+def test_heads_that_a_merged_model_lacks_are_made(speech: Path, first_stage: Path, tmp_path: Path) -> None:
+    model, processor = load_model(str(first_stage / "model"), device="cpu")
+    merged = merge(model)
+    merged.ctc_head, merged.config.ctc_vocabulary, processor.ctc_vocabulary = None, None, None
+    merged.save_pretrained(tmp_path / "merged")
+    processor.save_pretrained(tmp_path / "merged")
+    run(pretrained(speech, tmp_path / "run", f"init_from={tmp_path}/merged", "training.max_steps=1"))
+    last = (tmp_path / "run/metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+    assert json.loads(last)["ctc_loss"] > 0 and json.loads(last)["embedding_loss"] > 0
+    again, processor = load_model(str(tmp_path / "run/model"), device="cpu")
+    assert again.ctc_head is not None and processor.ctc_vocabulary == again.config.ctc_vocabulary
+
+
+def test_keys_that_the_checkpoint_overrules_are_named(
+    speech: Path, first_stage: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        build_model(pretrained(speech, tmp_path, f"init_from={first_stage}/model", "model.stack_factor=3"))
+    (message,) = [record.getMessage() for record in caplog.records if "init_from" in record.getMessage()]
+    assert message.startswith("model.stack_factor=3 is not used") and "has 4" in message
+
+
+@pytest.fixture
+def _own_precision() -> Iterator[None]:
+    """accelerate keeps the precision of a process's first run for all later ones."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+@pytest.mark.usefixtures("_own_precision")
+@pytest.mark.parametrize("adapters", [(), ("peft.r=2", "encoder_lora.r=2")])
+def test_half_precision_is_evaluated_too(speech: Path, tmp_path: Path, adapters: tuple[str, ...]) -> None:
+    """Frozen towers are in bfloat16 then, what trains in float32, and an evaluation is not under autocast."""
+    half = ("training.bf16=true", "training.max_steps=1", *adapters)
+    result = run(pretrained(speech, tmp_path / "run", *half))
+    assert result.metrics["num_samples"] == 30 and result.evaluation.metrics.wer > 0
+    (line,) = read_metrics(tmp_path / "run/metrics.jsonl")
+    assert line["dev_wer"] > 0
