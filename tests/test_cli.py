@@ -93,7 +93,7 @@ def test_version_and_no_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (["evl"], 'no command "evl". Did you mean "eval"?'),
-        (["qqqq"], "Commands: train, transcribe, eval, compare, leaderboard."),
+        (["qqqq"], "Commands: train, transcribe, eval, compare, leaderboard"),
         (["--verson"], 'Did you mean "--version"?'),
         (["eval", "--bach-size", "3"], "--batch-size"),
         (["eval", "x", "y"], "y"),

@@ -52,6 +52,9 @@ COMMANDS = {
     "leaderboard": Command(
         "tiny_audio.evaluate.leaderboard", "app", "Add an evaluation to the leaderboard, check or show it."
     ),
+    "serve": Command(
+        "tiny_audio.serve.command", "serve_command", "Serve a model to clients of OpenAI's transcription API."
+    ),
 }
 
 EXAMPLES = (
