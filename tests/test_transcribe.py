@@ -44,7 +44,7 @@ class Listener(Recogniser):
                 TimedWord(word, 0.05 * number, 0.05 * number + 0.04, 0.9 - 0.3 * number)
                 for number, word in enumerate(answer.split())
             ]
-            pieces.append(asr_longform._Piece(window, answer, words if self.word_times else None))
+            pieces.append(asr_longform.Piece(window, answer, words if self.word_times else None))
         return pieces
 
     def _stream_window(self, window: Window):

@@ -58,6 +58,9 @@ COMMANDS = {
         "tiny_audio.evaluate.leaderboard", "app", "Add an evaluation to the leaderboard, check or show it."
     ),
     "push": Command("tiny_audio.publish.command", "push_command", "Publish a model on the Hugging Face hub."),
+    "serve": Command(
+        "tiny_audio.serve.command", "serve_command", "Serve a model to clients of OpenAI's transcription API."
+    ),
 }
 
 EXAMPLES = (

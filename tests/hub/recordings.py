@@ -14,7 +14,7 @@ import numpy as np
 
 from tests.tiny_models import CLIPS, SAMPLING_RATE, examples, noise, overfit, tiny_model
 from tiny_audio.hub.asr_alignment import TimedWord
-from tiny_audio.hub.asr_longform import Recogniser, _Piece
+from tiny_audio.hub.asr_longform import Piece, Recogniser
 from tiny_audio.hub.asr_windows import Window
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -81,7 +81,7 @@ class ToneRecogniser(Recogniser):
         self.fails = fails
         self.batches: list[list[Window]] = []
 
-    def _attempt(self, windows: Sequence[Window]) -> list[_Piece]:
+    def _attempt(self, windows: Sequence[Window]) -> list[Piece]:
         self.batches.append(list(windows))
         error = self.fails(windows)
         if error is not None:
@@ -93,7 +93,7 @@ class ToneRecogniser(Recogniser):
                 TimedWord(word.text, word.start + offset, word.end + offset, word.confidence)
                 for word in hear_tones(window.waveform)
             ]
-            pieces.append(_Piece(window, " ".join(word.text for word in words), words))
+            pieces.append(Piece(window, " ".join(word.text for word in words), words))
         return pieces
 
 

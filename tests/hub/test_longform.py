@@ -26,7 +26,7 @@ from tests.hub.recordings import (
 from tests.tiny_models import SAMPLING_RATE, noise, randomize, tiny_model
 from tiny_audio.hub.asr_alignment import TimedWord
 from tiny_audio.hub.asr_audio import AudioError
-from tiny_audio.hub.asr_longform import Problem, Recogniser, Recognition, _Piece, merge, transcribe_waveforms
+from tiny_audio.hub.asr_longform import Piece, Problem, Recogniser, Recognition, merge, transcribe_waveforms
 from tiny_audio.hub.asr_windows import Window
 
 WINDOW_SECONDS = 6.0
@@ -54,12 +54,12 @@ def result(recogniser: Recogniser, *recordings: np.ndarray) -> Recognition:
 # Merging by time ---------------------------------------------------------------------------------------------
 
 
-def piece(start: float, end: float, core: tuple[float, float], *words: tuple[str, float, float]) -> _Piece:
+def piece(start: float, end: float, core: tuple[float, float], *words: tuple[str, float, float]) -> Piece:
     """A window from `start` to `end` seconds with these words in it."""
     a, b, c, d = (round(second * SAMPLING_RATE) for second in (start, end, *core))
     window = Window(np.zeros(b - a, np.float32), a, c, d, start > 0, True)
     timed = [TimedWord(*word, 0.9) for word in words]
-    return _Piece(window, " ".join(word.text for word in timed), timed)
+    return Piece(window, " ".join(word.text for word in timed), timed)
 
 
 def test_five_said_twice_across_the_border_is_kept_twice() -> None:
@@ -196,7 +196,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_memory_is_let_go_first() -> Non
     alive_at_retry: list[bool] = []
 
     class OnceTooMuch(ToneRecogniser):
-        def _attempt(self, windows: Sequence[Window]) -> list[_Piece]:
+        def _attempt(self, windows: Sequence[Window]) -> list[Piece]:
             if held:
                 alive_at_retry.append(held[0]() is not None)
             else:
@@ -309,14 +309,14 @@ def test_the_audio_of_what_was_recognised_is_let_go() -> None:
     most = 0
 
     class Watching(ToneRecogniser):
-        def _windows(self, blocks: Any) -> Iterator[Window]:
+        def windows(self, blocks: Any) -> Iterator[Window]:
             nonlocal most
-            for window in super()._windows(blocks):
+            for window in super().windows(blocks):
                 alive.append(weakref.ref(window.waveform))
                 most = max(most, sum(reference() is not None for reference in alive))
                 yield window
 
-        def _attempt(self, windows: Sequence[Window]) -> list[_Piece]:
+        def _attempt(self, windows: Sequence[Window]) -> list[Piece]:
             pieces = super()._attempt(windows)
             self.batches.clear()
             return pieces
@@ -409,7 +409,7 @@ def test_a_stream_joins_to_the_unstreamed_text(
     if name == "one window" and not options:
         assert len(pieces) > 1, "text comes before it is whole"
     if name.startswith("forced"):
-        assert any(w.forced_end for w in recogniser._windows([recording]))
+        assert any(w.forced_end for w in recogniser.windows([recording]))
 
 
 def test_without_the_guard_a_stream_is_the_unguarded_text() -> None:

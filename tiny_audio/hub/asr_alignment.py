@@ -42,12 +42,16 @@ LEVEL_HOP_SECONDS = 0.01
 
 @dataclass(frozen=True)
 class TimedWord:
-    """A word as written, its time in seconds from the beginning of the audio passed in, and a confidence in 0..1."""
+    """A word as written, its time in seconds from the beginning of the audio passed in, and a confidence in 0..1.
+
+    `log_probability` is the decoder's own, the sum over the word's tokens; None where it could not be followed (beams).
+    """
 
     text: str
     start: float
     end: float
     confidence: float
+    log_probability: float | None = None
 
 
 def forced_alignment(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any
@@ -79,7 +79,7 @@ class Recognition:
 
 
 @dataclass
-class _Piece:
+class Piece:
     """A window and what was recognised in it: `words` are timed from the beginning of the recording."""
 
     window: Window
@@ -151,13 +151,13 @@ class Recogniser:
         instead: one bad file does not cost the others. `progress` is called with seconds of audio done.
         """
         waiting: list[tuple[int, Window]] = []  # (recording, window) not yet recognised
-        pieces: dict[int, dict[int, list[_Piece]]] = {}  # recording to start of the core to pieces
+        pieces: dict[int, dict[int, list[Piece]]] = {}  # recording to start of the core to pieces
         ended: dict[int, Exception | None] = {}  # recordings that are read to their end, or to an error
         unfinished: dict[int, int] = {}  # windows under way
         delivered = 0
         for number, blocks in enumerate(recordings):
             pieces[number], unfinished[number] = {}, 0
-            windows = self._windows(blocks)
+            windows = self.windows(blocks)
             while True:
                 try:  # reading alone: what the model raises is not the recording's fault
                     window = next(windows, None)
@@ -172,14 +172,14 @@ class Recogniser:
                 if len(waiting) >= self.batch_size * BATCHES_COLLECTED:
                     self._work_off(waiting, pieces, unfinished, progress)
             while delivered in ended and not unfinished[delivered]:
-                yield self._result(pieces.pop(delivered), ended.pop(delivered))
+                yield self.result(pieces.pop(delivered), ended.pop(delivered))
                 delivered += 1
         self._work_off(waiting, pieces, unfinished, progress)
         while delivered in ended:
-            yield self._result(pieces.pop(delivered), ended.pop(delivered))
+            yield self.result(pieces.pop(delivered), ended.pop(delivered))
             delivered += 1
 
-    def _windows(self, blocks: Blocks) -> Iterator[Window]:
+    def windows(self, blocks: Blocks) -> Iterator[Window]:
         for window in cut_windows(blocks, self.window_seconds, self.overlap_seconds, self.has_times):
             if window.forced_end and not self.has_times:
                 logger.warning(
@@ -188,10 +188,16 @@ class Recogniser:
                 )
             yield window
 
+    def prepare(self, window: Window) -> Window:
+        """The window with its features, which another thread can make while the model is busy."""
+        if not len(window.waveform):
+            return window
+        return replace(window, example=self.processor.encode(window.waveform))
+
     def _work_off(
         self,
         waiting: list[tuple[int, Window]],
-        pieces: dict[int, dict[int, list[_Piece]]],
+        pieces: dict[int, dict[int, list[Piece]]],
         unfinished: dict[int, int],
         progress: Callable[[float], None] | None,
     ) -> None:
@@ -199,7 +205,8 @@ class Recogniser:
         waiting.sort(key=lambda item: len(item[1].waveform), reverse=True)
         for first in range(0, len(waiting), self.batch_size):
             batch = waiting[first : first + self.batch_size]
-            for (number, window), result in zip(batch, self._recognise([w for _, w in batch]), strict=True):
+            results = self.recognise_windows([window for _, window in batch])
+            for (number, window), result in zip(batch, results, strict=True):
                 # Of hours of audio no more is held than what waits for its turn.
                 pieces[number][window.core_start] = [
                     replace(piece, window=piece.window.without_audio()) for piece in result
@@ -209,7 +216,8 @@ class Recogniser:
                     progress((window.core_end - window.core_start) / SAMPLING_RATE)
         waiting.clear()
 
-    def _result(self, pieces: dict[int, list[_Piece]], error: Exception | None) -> Recognition | Exception:
+    def result(self, pieces: dict[int, list[Piece]], error: Exception | None) -> Recognition | Exception:
+        """Of one recording, from the pieces of its windows by the start of their cores, and the error of reading it."""
         if error is not None:
             return error
         ordered = [piece for start in sorted(pieces) for piece in pieces[start]]
@@ -220,11 +228,11 @@ class Recogniser:
 
     # Windows -----------------------------------------------------------------------------------------------------
 
-    def _recognise(self, windows: list[Window]) -> list[list[_Piece]]:
+    def recognise_windows(self, windows: list[Window]) -> list[list[Piece]]:
         """The pieces of each window: one, or several narrower ones where the whole has failed."""
         if not all(len(window.waveform) for window in windows):  # digital silence needs no model
-            heard = iter(self._recognise([window for window in windows if len(window.waveform)]))
-            return [next(heard) if len(window.waveform) else [_Piece(window)] for window in windows]
+            heard = iter(self.recognise_windows([window for window in windows if len(window.waveform)]))
+            return [next(heard) if len(window.waveform) else [Piece(window)] for window in windows]
         if not windows:
             return []
         try:
@@ -239,23 +247,23 @@ class Recogniser:
         _free_memory()
         if len(windows) > 1:
             middle = len(windows) // 2
-            return self._recognise(windows[:middle]) + self._recognise(windows[middle:])
+            return self.recognise_windows(windows[:middle]) + self.recognise_windows(windows[middle:])
         (window,) = windows
         if len(window.waveform) < 2 * SHORTEST_RETRY_SECONDS * SAMPLING_RATE:
             self._failures += 1
             if not self._succeeded and self._failures >= FAILURES_TO_GIVE_UP:
                 raise failure
             logger.warning("%.1f s could not be recognised: %s", window.start / SAMPLING_RATE, failure)
-            return [[_Piece(window, failure=failure)]]
+            return [[Piece(window, failure=failure)]]
         logger.warning("a window of %.1f s is tried in two halves: %s", _seconds(window), failure)
-        return [[piece for half in split_window(window) for piece in self._recognise([half])[0]]]
+        return [[piece for half in split_window(window) for piece in self.recognise_windows([half])[0]]]
 
     @torch.inference_mode()
-    def _attempt(self, windows: Sequence[Window]) -> list[_Piece]:
+    def _attempt(self, windows: Sequence[Window]) -> list[Piece]:
         """One pass over a batch of windows."""
         inputs, audio = self._encode(windows)
         log_probabilities = self.model.alignment(audio)  # (B, F, V)
-        pieces = [_Piece(window) for window in windows]
+        pieces = [Piece(window) for window in windows]
         rows = torch.arange(len(windows), device=audio.frame_lengths.device)
         if self.guard:
             rows = rows[has_speech(log_probabilities, audio.frame_lengths)]
@@ -290,16 +298,20 @@ class Recogniser:
                 waveforms=[windows[row].waveform for row in chosen.tolist()],
                 word_log_probabilities=written,
             )
-            for row, found in zip(chosen.tolist(), words, strict=True):
+            logs_of_words: Sequence[Sequence[float | None]]
+            logs_of_words = written or [[None] * len(found) for found in words]
+            for row, found, logs in zip(chosen.tolist(), words, logs_of_words, strict=True):
                 offset = windows[row].start / SAMPLING_RATE
                 pieces[row].words = [
-                    replace(word, start=word.start + offset, end=word.end + offset) for word in found
+                    replace(word, start=word.start + offset, end=word.end + offset, log_probability=log)
+                    for word, log in zip(found, logs, strict=True)
                 ]
         return pieces
 
     def _encode(self, windows: Sequence[Window]) -> tuple[dict[str, Any], Any]:
         """Prompts and encoded audio of a batch of windows."""
-        batch = self.processor.collate([self.processor.encode(window.waveform) for window in windows])
+        examples = [window.example or self.processor.encode(window.waveform) for window in windows]
+        batch = self.processor.collate(examples)
         batch = batch.to(self.model.device)
         features = batch.pop("input_features").to(self.model.dtype)
         audio = self.model.get_audio_features(features, batch.pop("input_features_mask"))
@@ -329,31 +341,9 @@ class Recogniser:
         Windows that had to be cut where somebody speaks are held until they are merged with the next one. An
         exception reaches the caller; closing the iterator early stops the work.
         """
-        begun = False
-        for part in self._parts(blocks):
-            blank = " " if begun else ""
-            for piece in part:
-                yield blank + piece
-                blank, begun = "", True
-
-    def _parts(self, blocks: Blocks) -> Iterator[Iterable[str]]:
-        """For each window, or part of it after merging, its text in pieces."""
-        held: _Piece | None = None  # whose end waits for the window behind it
-        for window in self._windows(blocks):
-            if not (window.forced_start or window.forced_end):
-                yield self._stream_window(window)
-                continue
-            for piece in self._recognise([window])[0]:
-                if piece.failure is not None:
-                    raise piece.failure
-                current = piece
-                if held is not None:
-                    held, current = separate(held, piece)
-                    yield filter(None, [held.text])
-                held = current
-            if held is not None and not window.forced_end:
-                yield filter(None, [held.text])
-                held = None
+        text = TextStream(self)
+        for window in self.windows(blocks):
+            yield from text.write(window)
 
     def _stream_window(self, window: Window) -> Iterator[str]:
         if not len(window.waveform):
@@ -366,6 +356,42 @@ class Recogniser:
         yield from self.model.generate_stream(
             self.processor.tokenizer, audio_features=audio, guard=self.guard, **inputs, **self.generate
         )
+
+
+class TextStream:
+    """The text of one recording in pieces, from its windows in their order; joined they are that of `recognise`."""
+
+    def __init__(self, recogniser: Recogniser):
+        self.recogniser = recogniser
+        self.held: Piece | None = None  # whose end waits for the window behind it
+        self.begun = False
+
+    def write(self, window: Window) -> Generator[str, None, None]:
+        """The text of the next window, as it is written if nothing has to be merged."""
+        if window.forced_start or window.forced_end:
+            yield from self.add(window, self.recogniser.recognise_windows([window])[0])
+        else:
+            yield from self._spaced(self.recogniser._stream_window(window))
+
+    def add(self, window: Window, pieces: Iterable[Piece]) -> Generator[str, None, None]:
+        """The text of the next window, which was recognised in a batch: what is sure of it, and of what was held."""
+        for piece in pieces:
+            if piece.failure is not None:
+                raise piece.failure
+            current = piece
+            if self.held is not None:
+                self.held, current = separate(self.held, piece)
+                yield from self._spaced(filter(None, [self.held.text]))
+            self.held = current
+        if self.held is not None and not window.forced_end:
+            yield from self._spaced(filter(None, [self.held.text]))
+            self.held = None
+
+    def _spaced(self, pieces: Iterable[str]) -> Iterator[str]:
+        blank = " " if self.begun else ""
+        for piece in pieces:
+            yield blank + piece
+            blank, self.begun = "", True
 
 
 def transcribe_waveforms(
@@ -386,7 +412,7 @@ def transcribe_waveforms(
 # Merging ---------------------------------------------------------------------------------------------------------
 
 
-def merge(pieces: Sequence[_Piece]) -> Recognition:
+def merge(pieces: Sequence[Piece]) -> Recognition:
     """The pieces of one recording, in order, to its text. Where windows overlap, times decide."""
     pieces = list(pieces)
     for first in range(len(pieces)):  # several parts of a window that has failed may reach into the next one
@@ -406,7 +432,7 @@ def merge(pieces: Sequence[_Piece]) -> Recognition:
     return result
 
 
-def separate(first: _Piece, second: _Piece) -> tuple[_Piece, _Piece]:
+def separate(first: Piece, second: Piece) -> tuple[Piece, Piece]:
     """Two pieces that follow each other, each with its own words alone."""
     if second.window.start >= first.window.end:
         return first, second  # they meet at a cut
@@ -416,7 +442,7 @@ def separate(first: _Piece, second: _Piece) -> tuple[_Piece, _Piece]:
     return _cut(first, None, border), _cut(second, border, None)
 
 
-def _border(first: _Piece, second: _Piece) -> float:
+def _border(first: Piece, second: Piece) -> float:
     """Where in the overlap of two windows, in seconds, the one's words end and the other's begin.
 
     The middle, or the nearest time to it that lies in no word of either: a word across the border could have its
@@ -435,7 +461,7 @@ def _border(first: _Piece, second: _Piece) -> float:
     return min(free, key=lambda time: abs(time - middle), default=middle)
 
 
-def _cut(piece: _Piece, after: float | None, before: float | None) -> _Piece:
+def _cut(piece: Piece, after: float | None, before: float | None) -> Piece:
     """The piece with the words alone whose middle lies at `after` or later, and before `before`."""
     kept = [
         word

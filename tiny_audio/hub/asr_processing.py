@@ -86,6 +86,8 @@ class TinyAudioProcessor(ProcessorMixin):
         window_seconds: the longest window that long recordings are cut into: what the model has been trained on.
     """
 
+    audio_token = AUDIO_TOKEN  # where transformers and vLLM look for it
+
     def __init__(
         self,
         feature_extractor: Any,
@@ -267,21 +269,38 @@ class TinyAudioProcessor(ProcessorMixin):
         audio: np.ndarray | list[np.ndarray],
         text: str | list[str] | None = None,
         sampling_rate: int | None = None,
+        return_text_replacement_offsets: bool = False,
         **_: Any,
     ) -> BatchFeature:
         """Model inputs of one or many waveforms; with `text`, labels too.
 
-        Raises ValueError unless they are at 16 kHz.
+        With `return_text_replacement_offsets`, as vLLM calls it, `text` is one prompt with `<audio>` in it for each
+        waveform, and comes back with as many placeholders as the waveform has audio tokens.
+
+        Raises ValueError unless waveforms are at 16 kHz.
         """
         if sampling_rate is not None and sampling_rate != SAMPLING_RATE:
             raise ValueError(
                 f"expected audio at {SAMPLING_RATE} Hz, got {sampling_rate} Hz: resample it first"
             )
         waveforms = [audio] if isinstance(audio, np.ndarray) and audio.ndim == 1 else list(audio)
+        if return_text_replacement_offsets:
+            return self._expand(text, waveforms)
         texts = [text] * len(waveforms) if text is None or isinstance(text, str) else list(text)
         if len(texts) != len(waveforms):
             raise ValueError(f"got {len(waveforms)} waveforms but {len(texts)} texts")
         return self.collate([self.encode(w, t) for w, t in zip(waveforms, texts, strict=True)])
+
+    def _expand(self, text: Any, waveforms: list[np.ndarray]) -> BatchFeature:
+        """A prompt with its placeholders, where each of them came from, and the features."""
+        features = [self.features(waveform) for waveform in waveforms]
+        placeholders = [AUDIO_TOKEN * self.num_audio_tokens(clip.shape[-1]) for clip in features]
+        prompts = [text] if isinstance(text, str) else list(text)
+        prompts, offsets = self.get_text_with_replacements(prompts, audio_replacements=placeholders)
+        batch = self.collate([self.assemble(clip, None) for clip in features])
+        ids = [self._text_ids(prompt) for prompt in prompts]
+        inputs = {name: batch[name] for name in ("input_features", "input_features_mask")}
+        return BatchFeature({"input_ids": ids, "text_replacement_offsets": offsets, **inputs})
 
     def batch_decode(self, token_ids: Any, **_: Any) -> list[str]:
         """Generated ids to transcripts."""

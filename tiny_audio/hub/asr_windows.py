@@ -51,6 +51,7 @@ class Window:
         core_start, core_end: the part whose words are this window's; `core_start` is 0 for the first window of a
             recording, and `core_end` the recording's end for the last.
         forced_start, forced_end: whether no silence was found at that end of the core.
+        example: what the processor made of the waveform, where that was done beforehand (`Recogniser.prepare`).
     """
 
     waveform: np.ndarray
@@ -59,6 +60,7 @@ class Window:
     core_end: int
     forced_start: bool = False
     forced_end: bool = False
+    example: dict[str, Any] | None = None
 
     @property
     def end(self) -> int:
@@ -67,7 +69,7 @@ class Window:
 
     def without_audio(self) -> Window:
         """The same stretch without its samples: zeros of its length that take no memory."""
-        return replace(self, waveform=np.broadcast_to(np.float32(0), self.waveform.shape))
+        return replace(self, waveform=np.broadcast_to(np.float32(0), self.waveform.shape), example=None)
 
 
 def level_db(waveform: np.ndarray) -> np.ndarray:
