@@ -163,6 +163,7 @@ class TrainingSettings:
     save_steps: int = number(1)
     save_total_limit: int = number(1)
     resume: Any  # a bool, or the path of a checkpoint
+    usd_per_hour: float | None = number(0)
     hub_model_id: str | None
     tracker: str = choice("auto", "none", "tensorboard", "wandb")
 

@@ -25,6 +25,7 @@ from tiny_audio.hub.asr_losses import CTC_PADDING, IGNORE_LABEL, LossWeights
 from tiny_audio.train.build import loss_weights
 from tiny_audio.train.checkpoints import Progress, save_checkpoint
 from tiny_audio.train.optimizer import build_optimizer, learning_rate_factor
+from tiny_audio.train.speed import SpeedMeter
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class Trainer:
         report: called with each line of metrics.
         evaluate: called every `training.eval_steps` steps; returns more metrics, such as the dev WER.
         saved: called with each finished checkpoint.
+        meter: adds to each line of metrics how well the machine is used.
     """
 
     def __init__(
@@ -63,10 +65,11 @@ class Trainer:
         report: Report,
         evaluate: Callable[[], dict[str, float]] | None = None,
         saved: Callable[[Path], None] | None = None,
+        meter: SpeedMeter | None = None,
     ):
         self.config, self.settings = config, config.training
         self.data, self.folder, self.report, self.evaluate = data, folder, report, evaluate
-        self.saved = saved
+        self.saved, self.meter = saved, meter
         # While the alignment losses are alone, the decoder gets no gradient, which DDP has to be told.
         unused = DistributedDataParallelKwargs(find_unused_parameters=config.ctc.alone_share > 0)
         self.accelerator = Accelerator(
@@ -99,7 +102,9 @@ class Trainer:
         with finish_step_first() as stop_asked:
             while self.progress.step < self.settings.max_steps:
                 started = time.perf_counter()
-                self._step([next(batches) for _ in range(self.settings.gradient_accumulation_steps)])
+                step_batches = [next(batches) for _ in range(self.settings.gradient_accumulation_steps)]
+                self._add("waited", time.perf_counter() - started)
+                self._step(step_batches)
                 self.progress.train_seconds += time.perf_counter() - started
                 self._after_step()
                 if stop_asked():
@@ -142,6 +147,8 @@ class Trainer:
             inputs = {key: batch[key] for key in MODEL_INPUTS if key in batch}
             pieces.append(inputs)
             self._add("audio_seconds", batch["audio_seconds"])
+            self._add("valid", int(batch["input_features_mask"].sum()))
+            self._add("padded", batch["input_features_mask"].numel())
             self.progress.audio_seconds += batch["audio_seconds"]
         result = None
         while result is None:
@@ -273,6 +280,10 @@ class Trainer:
         for name, key in TERM_NAMES.items():
             if f"{name}_sum" in totals:
                 line[key] = totals[f"{name}_sum"] / max(totals[f"{name}_count"], 1)
+        if self.meter is not None:
+            line |= self.meter.figures(totals, elapsed, loss_weights(self.config, self.progress.step - 1))
+        if self.settings.usd_per_hour is not None:
+            line["dollars"] = self.progress.train_seconds / 3600 * self.settings.usd_per_hour
         return line
 
 

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+NOTABLE_WAIT = 0.05  # share of the time without a batch
+
 
 class TrainingDisplay:
     """Shows each line of metrics on standard error."""
@@ -50,6 +52,12 @@ class TrainingDisplay:
         if "ctc_loss" in line:
             parts.append(f"ctc {line['ctc_loss']:.3f}")
         parts += [self.dev_wer, f"{line['audio_seconds_per_second']:.0f} s audio/s"]
+        if "utilization" in line:
+            parts.append(f"{line['utilization']:.0%} of the machine")
+        if line.get("data_wait_share", 0) > NOTABLE_WAIT:
+            parts.append(f"{line['data_wait_share']:.0%} waiting for data")
+        if "dollars" in line:
+            parts.append(f"${line['dollars']:.2f}")
         status = "  ".join(part for part in parts if part)
         self.bar.update(self.task, completed=line["step"], status=status)
         if not self.live:

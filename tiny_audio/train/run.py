@@ -36,6 +36,7 @@ from tiny_audio.train.listening import ListeningMonitor, listening_gap
 from tiny_audio.train.loop import Trainer
 from tiny_audio.train.progress import TrainingDisplay
 from tiny_audio.train.records import MetricsLog, draw_loss, prepare_folder
+from tiny_audio.train.speed import build_meter
 from tiny_audio.train.trackers import Trackers
 from tiny_audio.train.window import choose_window
 
@@ -84,6 +85,7 @@ def run(config: DictConfig) -> RunResult:
         if checkpoint is not None:
             trainer.progress = load_checkpoint(checkpoint, trainer.bare_model, trainer.optimizer)
             display.note(f"going on from {checkpoint}, step {trainer.progress.step}")
+        trainer.meter = build_meter(config, data, trainer.accelerator)
         trainer.evaluate = looks = DevEvaluation(
             trainer, processor, dev, config.training.eval_samples, display.note
         )

@@ -1,0 +1,51 @@
+"""Utilisation is counted work over measured speed; padding and waiting are shares of what the trainer has counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny_models import tiny_config
+from tests.train.short_runs import settings, write_speech
+from tiny_audio.hub.asr_losses import LossWeights
+from tiny_audio.train.records import read_metrics
+from tiny_audio.train.run import run
+from tiny_audio.train.speed import SpeedMeter, matmul_flops_per_second
+
+TOTALS = {"audio_seconds": 100.0, "waited": 0.5, "valid": 900.0, "padded": 1000.0}
+
+
+def test_shares() -> None:
+    meter = SpeedMeter(tiny_config(), 7.0, peak_flops=1e9)
+    work = meter.flops_per_audio_second(LossWeights(ctc=1.0))
+    figures = meter.figures(TOTALS, 10.0, LossWeights(ctc=1.0))
+    assert figures["utilization"] == pytest.approx(100 * work / (10 * 1e9))
+    assert figures["padding_share"] == pytest.approx(0.1)
+    assert figures["data_wait_share"] == pytest.approx(0.05)
+
+
+def test_what_does_not_run_is_not_counted() -> None:
+    whole = SpeedMeter(tiny_config(), 7.0, 1e9).flops_per_audio_second(LossWeights(ctc=1.0))
+    resting = SpeedMeter(tiny_config(), 7.0, 1e9).flops_per_audio_second(LossWeights(0.0, ctc=1.0))
+    config = tiny_config("model.freeze_encoder=true")
+    frozen = SpeedMeter(config, 7.0, 1e9).flops_per_audio_second(LossWeights(ctc=1.0))
+    config.data.features_cache = "features"
+    cached = SpeedMeter(config, 7.0, 1e9).flops_per_audio_second(LossWeights(ctc=1.0))
+    assert resting < whole and cached < frozen < whole
+
+
+def test_the_speed_of_this_machine_is_of_the_right_order() -> None:
+    assert 1e8 < matmul_flops_per_second(torch.device("cpu"), torch.float32) < 1e14
+
+
+def test_a_run_says_how_it_uses_its_machine(tmp_path: Path) -> None:
+    speech = write_speech(tmp_path)
+    run(settings(speech, tmp_path / "run", "training.usd_per_hour=3600", "augmentation.splice_probability=0"))
+    lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
+    assert len(lines) == 6
+    for line in lines:
+        assert 0 < line["utilization"] < 1.5
+        assert 0 <= line["padding_share"] < 1 and 0 <= line["data_wait_share"] <= 1
+        assert line["dollars"] == pytest.approx(line["train_seconds"])

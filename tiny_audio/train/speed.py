@@ -1,0 +1,96 @@
+"""How well a run uses its machine: utilisation, padding, waiting for data, and dollars.
+
+Utilisation is what the model has to multiply for a step (`tiny_audio.train.compute`: with frozen towers, no gradient
+that nobody needs, no work done twice) over what the machine's matrix multiplication was measured to do.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from omegaconf import DictConfig
+
+from tiny_audio.data.loader import TrainData
+from tiny_audio.hub.asr_losses import LossWeights
+from tiny_audio.train.compute import HOP_LENGTH, StepCost, step_cost
+from tiny_audio.train.parameters import meta_model
+
+MATRIX_SIZE = {"cuda": 8192, "cpu": 1024}
+REPETITIONS = 10
+
+
+def matmul_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
+    """The best of some multiplications of square matrices on `device`."""
+    size = MATRIX_SIZE.get(device.type, 2048)
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(REPETITIONS):
+        _wait_for(device)
+        started = time.perf_counter()
+        left @ right
+        _wait_for(device)
+        best = min(best, time.perf_counter() - started)
+    return 2.0 * size**3 / best
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+class SpeedMeter:
+    """Turns what the trainer has counted since the last line of metrics into shares.
+
+    Args:
+        config: the run's.
+        clip_seconds: mean length of the training clips.
+        peak_flops: per second, of all processes' devices together.
+    """
+
+    def __init__(self, config: DictConfig, clip_seconds: float, peak_flops: float) -> None:
+        self._config, self._clip_seconds, self._peak_flops = config, clip_seconds, peak_flops
+        self._costs: dict[tuple[bool, bool], float] = {}
+
+    def flops_per_audio_second(self, weights: LossWeights) -> float:
+        """What the model multiplies for a second of audio with these losses."""
+        kind = (weights.language_model > 0, weights.embedding > 0)
+        if kind not in self._costs:
+            self._costs[kind] = self._count(weights)
+        return self._costs[kind]
+
+    def _count(self, weights: LossWeights) -> float:
+        cost: StepCost = step_cost(
+            meta_model(self._config),
+            weights,
+            gradient_checkpointing=False,
+            clip_seconds=self._clip_seconds,
+            hop_length=self._config.model.feature_extractor.get("hop_length", HOP_LENGTH),
+        )
+        cached = {"encoder"} if self._config.data.features_cache else set()
+        return sum(part.flops for part in cost.parts if part.part not in cached)
+
+    def figures(self, totals: dict[str, float], elapsed: float, weights: LossWeights) -> dict[str, Any]:
+        """For a line of metrics.
+
+        Args:
+            totals: "audio_seconds", "waited" (seconds without a batch), "valid" and "padded" (feature positions).
+            elapsed: seconds since the last line, evaluations left out.
+        """
+        work = self.flops_per_audio_second(weights) * totals["audio_seconds"]
+        return {
+            "utilization": work / (elapsed * self._peak_flops),
+            "padding_share": 1 - totals["valid"] / totals["padded"],
+            "data_wait_share": totals["waited"] / elapsed,
+        }
+
+
+def build_meter(config: DictConfig, data: TrainData, accelerator: Accelerator) -> SpeedMeter:
+    """The meter of a run, with the speed of its device measured now."""
+    dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+    peak = matmul_flops_per_second(accelerator.device, dtype) * accelerator.num_processes
+    return SpeedMeter(config, 3600 * data.hours / data.num_clips, peak)
