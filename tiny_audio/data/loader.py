@@ -179,8 +179,8 @@ class TrainData:
             lines.append(_left_out_line("unusable", [str(problem) for problem in self.problems]))
         return lines
 
-    def batches(self, epoch: int, start_batch: int = 0) -> Iterator[dict[str, Any]]:
-        """The batches of `epoch` from number `start_batch` on.
+    def batches(self, epoch: int, start_batch: int = 0, every: int = 1) -> Iterator[dict[str, Any]]:
+        """The batches of `epoch` from number `start_batch` on, or each `every`-th of them, without reading the others.
 
         Each is ``processor.collate(...)`` with `audio_seconds` (float, as heard), `utterance_ids` (list of
         str), `epoch` and `batch_index`: after a batch, the place to go on from is (epoch, batch_index + 1).
@@ -188,7 +188,7 @@ class TrainData:
         Raises:
             UserError: more rows turned out unreadable than `max_bad_fraction` allows.
         """
-        for batch in self._load(self._batch_plans(epoch, start_batch)):
+        for batch in self._load(self._batch_plans(epoch, start_batch, every)):
             yield {**batch, "epoch": epoch}
 
     def clips_to_encode(self, hearing: int, store: FrameStore) -> tuple[np.ndarray, float]:
@@ -379,11 +379,11 @@ class TrainData:
             self._planned = (epoch, plan, rates, lengths, recipes)
         return self._planned
 
-    def _batch_plans(self, epoch: int, start_batch: int) -> Iterator[BatchPlan]:
+    def _batch_plans(self, epoch: int, start_batch: int, every: int = 1) -> Iterator[BatchPlan]:
         _, plan, rates, lengths, recipes = self._plan(epoch)
         hearing = self._hearing(epoch)
         stored = self._found[hearing] if self._store is not None else None
-        for index in range(start_batch, len(plan)):
+        for index in range(start_batch, len(plan), every):
             clips = []
             for position in plan[index]:
                 row = int(self._rows[position])

@@ -39,14 +39,14 @@ def train(
 
     config = compose_config(overrides or [])  # a typo is answered before torch is imported
 
-    import os
     import shutil
 
     from tiny_audio.evaluate.report import format_samples
     from tiny_audio.train.parameters import print_parameter_table
-    from tiny_audio.train.run import run
+    from tiny_audio.train.run import is_main_process, run
 
-    print_parameter_table(config)
+    if is_main_process():
+        print_parameter_table(config)
     try:
         result = run(config)
     except KeyboardInterrupt:
@@ -55,6 +55,8 @@ def train(
             err=True,
         )
         raise
+    if result is None:
+        return
     metrics = result.metrics
     low, high = metrics["wer_ci95"]
     width = max(40, shutil.get_terminal_size((100, 24)).columns)
@@ -68,7 +70,7 @@ def train(
         f"trained {metrics['steps']:,} steps on {metrics['audio_hours']:.1f} h of audio "
         f"in {metrics['train_seconds'] / 60:.1f} minutes"
     )
-    if config.training.hub_model_id and os.environ.get("RANK", "0") == "0":
+    if config.training.hub_model_id:
         from tiny_audio.publish.background import push_final
 
         problem = push_final(config.training.hub_model_id, result.model_folder)

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from omegaconf import DictConfig
 
 from tiny_audio.errors import UserError
@@ -38,6 +40,7 @@ MODEL_INPUTS = (
     "labels",
     "ctc_labels",
 )
+LONGEST_WAIT_HOURS = 6  # of other processes, while the first one evaluates
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -72,8 +75,12 @@ class Trainer:
         self.saved, self.meter = saved, meter
         # While the alignment losses are alone, the decoder gets no gradient, which DDP has to be told.
         unused = DistributedDataParallelKwargs(find_unused_parameters=config.ctc.alone_share > 0)
+        patience = InitProcessGroupKwargs(timeout=timedelta(hours=LONGEST_WAIT_HOURS))
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # which accelerate overlooks on CPUs
         self.accelerator = Accelerator(
-            mixed_precision=mixed_precision(self.settings.bf16), kwargs_handlers=[unused]
+            cpu=several and not torch.cuda.is_available(),
+            mixed_precision=mixed_precision(self.settings.bf16),
+            kwargs_handlers=[unused, patience],
         )
         if self.settings.gradient_checkpointing:
             model.activation_checkpointing_enable()
@@ -84,6 +91,7 @@ class Trainer:
         self.model, self.optimizer = self.accelerator.prepare(model, self.optimizer)
         self.progress = Progress()
         self._totals: dict[str, float] = {}
+        self._stop_agreed = False  # by all processes
         self._too_large = math.inf  # size of the smallest piece of a step that did not fit into memory
 
     @property
@@ -104,10 +112,11 @@ class Trainer:
                 started = time.perf_counter()
                 step_batches = [next(batches) for _ in range(self.settings.gradient_accumulation_steps)]
                 self._add("waited", time.perf_counter() - started)
-                self._step(step_batches)
+                self._step(step_batches, stop_asked())
                 self.progress.train_seconds += time.perf_counter() - started
                 self._after_step()
-                if stop_asked():
+                # Several processes stop after the same step; one alone stops at once.
+                if self._stop_agreed or (stop_asked() and self.accelerator.num_processes == 1):
                     self.save()
                     raise KeyboardInterrupt
         return self.progress
@@ -125,31 +134,30 @@ class Trainer:
                 self.saved(checkpoint)
 
     def _batches(self) -> Iterator[dict[str, Any]]:
-        """Endless batches from where the run stands, each followed by moving the place in the data on by one."""
-        while True:
-            seen = False
-            for batch in self.data.batches(self.progress.epoch, self.progress.batch):
-                self.progress.batch = batch["batch_index"] + 1
-                seen = True
-                yield batch
-            if not seen and self.progress.batch == 0:
-                raise UserError("data.train made no batch: no clip is left after the filters")
-            self.progress.epoch, self.progress.batch = self.progress.epoch + 1, 0
+        """Endless: this process's share of the batches from where the run stands.
 
-    def _step(self, batches: list[dict[str, Any]]) -> None:
+        Of w processes, the one with index r takes each w-th batch from the r-th on, across the borders of epochs. So a
+        step has the same batches whether one process takes several or several processes take one each.
+        """
+        every = self.accelerator.num_processes
+        epoch, first = self.progress.epoch, self.progress.batch + self.accelerator.process_index
+        while True:
+            count = self.data.num_batches(epoch)
+            if count == 0:
+                raise UserError("data.train made no batch: no clip is left after the filters")
+            if first < count:
+                yield from self.data.batches(epoch, first, every)
+                first += math.ceil((count - first) / every) * every
+            epoch, first = epoch + 1, first - count
+
+    def _step(self, batches: list[dict[str, Any]], stop_asked: bool = False) -> None:
         factor = learning_rate_factor(self.progress.step, self.settings)
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
             group["lr"] = peak * factor
         weights = loss_weights(self.config, self.progress.step)
-        counts = self._counts(batches)
-        pieces: list[dict[str, Any]] = []
-        for batch in batches:
-            inputs = {key: batch[key] for key in MODEL_INPUTS if key in batch}
-            pieces.append(inputs)
-            self._add("audio_seconds", batch["audio_seconds"])
-            self._add("valid", int(batch["input_features_mask"].sum()))
-            self._add("padded", batch["input_features_mask"].numel())
-            self.progress.audio_seconds += batch["audio_seconds"]
+        counts = self._counts(batches, stop_asked)
+        self._note_place(batches[-1])
+        pieces = [{key: batch[key] for key in MODEL_INPUTS if key in batch} for batch in batches]
         result = None
         while result is None:
             pieces = [part for piece in pieces for part in split_above(piece, self._too_large)]
@@ -159,8 +167,8 @@ class Trainer:
             self._add(f"{name}_sum", term)
             self._add(f"{name}_count", counts[name])
         self._add("infeasible", infeasible)
-        self._check_finite(losses, batches)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
+        self._check_finite(losses + norm, batches)  # the norm is that of all processes: they stop together
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
@@ -217,16 +225,38 @@ class Trainer:
             num_clips,
         )
 
-    def _counts(self, batches: list[dict[str, Any]]) -> dict[str, float]:
-        """What each loss is divided by: tokens, characters and clips of the whole step, over all processes."""
+    def _counts(self, batches: list[dict[str, Any]], stop_asked: bool) -> dict[str, float]:
+        """What each loss is divided by: tokens, characters and clips of the whole step, over all processes.
+
+        Adds up the step's audio and padding, and learns whether any process was asked to stop.
+        """
         tokens = sum(int((batch["labels"][:, 1:] != IGNORE_LABEL).sum()) for batch in batches)
         characters = sum(
             int((batch["ctc_labels"] != CTC_PADDING).sum()) for batch in batches if "ctc_labels" in batch
         )
         clips = sum(len(batch["labels"]) for batch in batches)
-        local = torch.tensor([tokens, characters, clips], dtype=torch.float64, device=self._count_device())
-        tokens, characters, clips = self.accelerator.reduce(local, reduction="sum").tolist()
-        return {"lm": tokens, "ctc": characters, "embedding": tokens, "balance": clips}
+        masks = [batch["input_features_mask"] for batch in batches]
+        num_valid, num_padded = sum(int(mask.sum()) for mask in masks), sum(mask.numel() for mask in masks)
+        seconds = sum(batch["audio_seconds"] for batch in batches)
+        *sums, stop, audio_seconds, valid, padded = self._sum_over_processes(
+            [tokens, characters, clips, stop_asked, seconds, num_valid, num_padded]
+        )
+        for name, value in (("audio_seconds", audio_seconds), ("valid", valid), ("padded", padded)):
+            self._add(name, value)
+        self.progress.audio_seconds += audio_seconds
+        self._stop_agreed = stop > 0 and self.accelerator.num_processes > 1
+        return {"lm": sums[0], "ctc": sums[1], "embedding": sums[0], "balance": sums[2]}
+
+    def _note_place(self, batch: dict[str, Any]) -> None:
+        """Sets the place in the data behind the step, given this process's last batch: the furthest one counts."""
+        place = torch.tensor([[batch["epoch"], batch["batch_index"] + 1]], device=self._count_device())
+        if self.accelerator.num_processes > 1:
+            place = self.accelerator.gather(place)
+        self.progress.epoch, self.progress.batch = max(map(tuple, place.tolist()))
+
+    def _sum_over_processes(self, values: list[Any]) -> list[float]:
+        local = torch.tensor(values, dtype=torch.float64, device=self._count_device())
+        return self.accelerator.reduce(local, reduction="sum").tolist()
 
     def _count_device(self) -> torch.device:
         # Apple GPUs know no float64; one process has nothing to reduce.
@@ -250,13 +280,14 @@ class Trainer:
         line = self._metrics() if step % settings.logging_steps == 0 or last else {}
         # Before the decoder's first step it has nothing to say.
         listens = step > self.config.ctc.alone_share * settings.max_steps
-        if self.evaluate is not None and ((step % settings.eval_steps == 0 and listens) or last):
+        evaluate = self.evaluate if self.accelerator.is_main_process else None  # the others wait for it
+        if evaluate is not None and ((step % settings.eval_steps == 0 and listens) or last):
             started = time.perf_counter()
             self.model.eval()
-            line = {**(line or {"step": step}), **self.evaluate()}
+            line = {**(line or {"step": step}), **evaluate()}
             self.model.train()
             self._log_start += time.perf_counter() - started  # the speed is that of training
-        if line:
+        if line and self.accelerator.is_main_process:
             self.report(line)
         if step % settings.save_steps == 0 or last:
             self.save()
@@ -265,6 +296,9 @@ class Trainer:
         """One line for metrics.jsonl: means since the last one."""
         totals = {name: float(value) for name, value in self._totals.items()}
         self._totals = {}
+        local = [name for name in totals if name in ("loss", "infeasible", "waited") or name.endswith("_sum")]
+        totals |= dict(zip(local, self._sum_over_processes([totals[name] for name in local]), strict=True))
+        totals["waited"] /= self.accelerator.num_processes
         now = time.perf_counter()
         elapsed, self._log_start = now - self._log_start, now
         line = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import platform
 import shutil
 from collections.abc import Callable
@@ -57,8 +58,13 @@ class RunResult:
     previous_run: Path | None
 
 
-def run(config: DictConfig) -> RunResult:
-    """Trains what `config` describes and evaluates it on `data.test`.
+def is_main_process() -> bool:
+    """Whether this is the process that writes files and talks: of several on `torchrun`, the one with rank 0."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def run(config: DictConfig) -> RunResult | None:
+    """Trains what `config` describes and evaluates it on `data.test`. None for all processes but the first.
 
     Raises:
         UserError: anything the user can mend.  KeyboardInterrupt: stopped by Ctrl-C, after saving a checkpoint.
@@ -73,6 +79,9 @@ def run(config: DictConfig) -> RunResult:
     store = open_store(config, model, processor)
     variants = config.data.features_cache_variants or 1 if cached else None
     data = build_data(config, train_sources, processor, variants=variants, store=store)
+    if not is_main_process():
+        _train_along(config, model, data, folder, checkpoint)
+        return None
     previous = prepare_folder(folder, resuming=checkpoint is not None)
     write_files({folder / "config.yaml": config_to_yaml(config, provenance(model, train_sources))})
     display = TrainingDisplay(config.training.max_steps)
@@ -91,7 +100,7 @@ def run(config: DictConfig) -> RunResult:
         )
         log = MetricsLog(folder / "metrics.jsonl", trainer.progress.step)
         uploads = None
-        if config.training.hub_model_id and trainer.accelerator.is_main_process:
+        if config.training.hub_model_id:
             hub_id = config.training.hub_model_id
             uploads = BackgroundPush(hub_id, folder, trainer.bare_model, processor, display.note)
             trainer.saved = uploads.offer
@@ -105,6 +114,17 @@ def run(config: DictConfig) -> RunResult:
     if looks.clips:
         display.note(_choose_window(looks))
     return _finish(config, trainer, processor, test, folder, previous, progress)
+
+
+def _train_along(config: DictConfig, model: Any, data: Any, folder: Path, checkpoint: Path | None) -> None:
+    """What all processes but the first do: their share of the steps, and nothing that is seen."""
+    trainer = Trainer(config, model, data, folder, report=lambda line: None)
+    if checkpoint is not None:
+        trainer.progress = load_checkpoint(checkpoint, trainer.bare_model, trainer.optimizer)
+    try:
+        trainer.run()
+    finally:
+        data.close()
 
 
 def _report(line: dict[str, Any], log: MetricsLog, display: TrainingDisplay, trackers: Trackers) -> None:

@@ -1,0 +1,70 @@
+"""Two processes train as one does that takes two batches a step, and go on where another number of them stopped."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from tests.train.short_runs import settings, write_speech
+from tiny_audio.train.records import read_metrics
+
+# A run whose config is a file: the tiny towers of the tests are no experiment.
+SCRIPT = """
+import sys
+from omegaconf import OmegaConf
+from tiny_audio.train.run import run
+run(OmegaConf.load(sys.argv[1]))
+"""
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_speech(tmp_path_factory.mktemp("speech"))
+
+
+def train(num_processes: int, speech: Path, folder: Path, *overrides: str) -> list[float]:
+    """The losses of a run of steps of two batches, which the processes share."""
+    config = settings(
+        speech,
+        folder,
+        f"training.gradient_accumulation_steps={2 // num_processes}",
+        "ctc.alone_share=0",
+        *overrides,
+    )
+    file = folder.with_suffix(".yaml")
+    file.write_text(OmegaConf.to_yaml(config), encoding="utf-8")
+    script = folder.with_suffix(".py")
+    script.write_text(SCRIPT, encoding="utf-8")
+    command = [sys.executable, str(script), str(file)]
+    if num_processes > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={num_processes}"]
+        command = [*launcher, f"--master-port={port}", str(script), str(file)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr[-4000:]
+    lines = [line for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
+    return [line["loss"] for line in lines]
+
+
+def test_two_processes_train_as_one_and_go_on_as_one(speech: Path, tmp_path: Path) -> None:
+    # 7 batches of 4 s an epoch: three steps and a half, so that a step reaches across the border of the epochs.
+    alone = train(1, speech, tmp_path / "alone")
+    together = train(2, speech, tmp_path / "together")
+    assert len(alone) == 6
+    assert together == pytest.approx(alone, rel=1e-4)
+    one, two = (read_metrics(tmp_path / name / "metrics.jsonl")[-1] for name in ("alone", "together"))
+    for figure in ("epoch", "lm_loss", "ctc_loss", "padding_share", "infeasible_ctc_targets"):
+        assert two[figure] == pytest.approx(one[figure], rel=1e-4), figure
+    assert two["dev_wer"] == one["dev_wer"]
+    # One process stopped after four steps; two go on.
+    resume = f"training.resume={tmp_path / 'alone' / 'checkpoints' / 'step-4'}"
+    assert train(2, speech, tmp_path / "resumed", resume)[-2:] == pytest.approx(alone[4:], rel=1e-4)
