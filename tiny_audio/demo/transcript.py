@@ -1,0 +1,193 @@
+"""Transcripts as HTML: words to click, shaded by confidence, with what differs between two models marked."""
+
+from __future__ import annotations
+
+import base64
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from tiny_audio.subtitles import to_json, to_srt, to_vtt
+
+# What can be downloaded, by the ending of the file: its media type, and how it is made of a name and a `Recognition`.
+DOWNLOADS: dict[str, tuple[str, Callable[[str, Any], str]]] = {
+    "srt": ("application/x-subrip", lambda _, recognition: to_srt(recognition)),
+    "vtt": ("text/vtt", lambda _, recognition: to_vtt(recognition)),
+    "json": (
+        "application/json",
+        lambda name, recognition: to_json(name, recognition, bool(recognition.words)),
+    ),
+}
+# A word with less confidence than this is shaded, from the second on more.
+SHADES = ((0.5, "unsure-2"), (0.8, "unsure-1"))
+PUNCTUATION = ".,;:!?…\"'“”‘’()[]{}–—-"
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word as written, its start and end in seconds, and how sure it is (0 to 1; None where that is unknown)."""
+
+    text: str
+    start: float
+    end: float
+    confidence: float | None = None
+
+
+@dataclass
+class Column:
+    """What is shown of one model: text while it is written, then `recognition`; or `problem`, in words for people."""
+
+    name: str
+    text: str = ""
+    heard_seconds: float = 0.0
+    elapsed_seconds: float = 0.0
+    recognition: Any = None
+    problem: str | None = None
+
+    @property
+    def is_done(self) -> bool:
+        return self.recognition is not None or self.problem is not None
+
+
+def words_of(recognition: Any) -> list[Word]:
+    """All words; without times, those of a segment begin where it does."""
+    if recognition.words:
+        return [Word(word.text, word.start, word.end, word.confidence) for word in recognition.words]
+    return [
+        Word(text, segment.start, segment.end)
+        for segment in recognition.segments
+        for text in segment.text.split()
+    ]
+
+
+def compared(words: Sequence[Word], others: Sequence[Word]) -> list[tuple[Word | None, str | None]]:
+    """Each word with what another model wrote in its place, None where that is the same, case and punctuation aside.
+
+    None as a word stands for a place where only the other model wrote something.
+    """
+    found: list[tuple[Word | None, str | None]] = []
+    for is_same, mine, theirs in _parts(words, others):
+        text = None if is_same else " ".join(word.text for word in theirs)
+        found += [(word, text) for word in mine or [None]]
+    return found
+
+
+def _parts(
+    words: Sequence[Word], others: Sequence[Word]
+) -> list[tuple[bool, Sequence[Word], Sequence[Word]]]:
+    keys, other_keys = ([_key(word.text) for word in each] for each in (words, others))
+    matcher = difflib.SequenceMatcher(None, keys, other_keys, autojunk=False)
+    return [
+        (operation == "equal", words[first:last], others[other_first:other_last])
+        for operation, first, last, other_first, other_last in matcher.get_opcodes()
+    ]
+
+
+def _key(text: str) -> str:
+    return text.casefold().strip(PUNCTUATION) or text
+
+
+def render(columns: Sequence[Column], seconds: float, file_name: str) -> str:
+    """The part of the page below the recording.
+
+    Args:
+        columns: one, or two that are compared. seconds, file_name: of the recording.
+    """
+    listening = next((column for column in columns if not column.is_done), None)
+    status = ""
+    if listening is not None:
+        who = f"{listening.name} is listening" if len(columns) > 1 else "Listening"
+        far = f"{_seconds(listening.heard_seconds)} of {_seconds(seconds)}"
+        status = (
+            '<p class="status" role="status"><button type="button" class="stop">Stop</button>'
+            f'{escape(who)}: {far}<progress max="{seconds:.2f}" value="{listening.heard_seconds:.2f}"></progress></p>'
+        )
+    both = all(column.recognition is not None for column in columns)
+    words = [words_of(column.recognition) for column in columns] if both else []
+    shown = []
+    for number, column in enumerate(columns):
+        others = words[1 - number] if len(words) == 2 else None
+        shown.append(_column(column, others, file_name, len(columns) > 1))
+    differences = f"<p class=summary>{_compare(*words)}</p>" if len(words) == 2 else ""
+    hint = ""
+    if listening is None and any(column.recognition and column.recognition.text for column in columns):
+        hint = (
+            '<p class="hint">Click a word to hear it. Shaded words are less sure: '
+            '<span class="unsure-1">a little</span> <span class="unsure-2">a lot</span>'
+            f"{' <b class=differs>Bold</b>: the other model wrote something else.' if differences else ''}</p>"
+        )
+    return (
+        f'<div class="tiny-audio">{status}{differences}'
+        f'<div class="columns">{"".join(shown)}</div>{hint}</div>'
+    )
+
+
+def message(text: str) -> str:
+    """A problem with a recording as a whole."""
+    return f'<div class="tiny-audio"><p class="problem" role="alert">{escape(text)}</p></div>'
+
+
+def _column(column: Column, others: Sequence[Word] | None, file_name: str, named: bool) -> str:
+    heading = f"<h3>{escape(column.name)}</h3>" if named else ""
+    if column.problem is not None:
+        return f'<section>{heading}<p class="problem" role="alert">{escape(column.problem)}</p></section>'
+    if column.recognition is None:
+        return f'<section>{heading}<p class="transcript live">{escape(column.text)}</p></section>'
+    words = words_of(column.recognition)
+    pairs = [(word, None) for word in words] if others is None else compared(words, others)
+    body = " ".join(_gap(other) if word is None else _word(word, other) for word, other in pairs)
+    facts = f"{_seconds(column.recognition.seconds)} of sound, written in {_seconds(column.elapsed_seconds)}"
+    problems = "".join(
+        f'<p class="problem">{escape(str(problem))}</p>' for problem in column.recognition.problems
+    )
+    if not words and not problems:
+        body = "No speech was found in this recording. Speak close to the microphone, and try again."
+        return f'<section>{heading}<p class="problem" role="alert">{body}</p></section>'
+    stem = file_name.rpartition(".")[0] or file_name
+    links = " ".join(
+        _download(f"{stem}.{suffix}", media_type, make(file_name, column.recognition))
+        for suffix, (media_type, make) in DOWNLOADS.items()
+    )
+    return (
+        f'<section>{heading}<p class="transcript" dir="auto">{body}</p>{problems}'
+        f'<p class="facts">{facts}</p><p class="downloads">{links}</p></section>'
+    )
+
+
+def _word(word: Word, other: str | None) -> str:
+    about, classes = [f"{word.start:.1f} s"], ["word"]
+    if word.confidence is not None:
+        about.append(f"{word.confidence:.0%} sure")
+        classes += [name for limit, name in SHADES if word.confidence < limit][:1]
+    if other is not None:
+        classes.append("differs")
+        about.append(f'the other model: "{other}"' if other else "the other model wrote nothing here")
+    return (
+        f'<button type="button" class="{" ".join(classes)}" data-start="{word.start:.3f}" data-end="{word.end:.3f}"'
+        f' title="{escape(", ".join(about))}">{escape(word.text)}</button>'
+    )
+
+
+def _gap(other: str | None) -> str:
+    return f'<span class="differs gap" title="{escape(f"the other model: {other}")}">·</span>'
+
+
+def _compare(first: Sequence[Word], second: Sequence[Word]) -> str:
+    changed = [max(len(mine), len(theirs)) for is_same, mine, theirs in _parts(first, second) if not is_same]
+    if not changed:
+        return "Both models wrote the same words."
+    count = sum(changed)
+    return f"The models differ in {count} {'word' if count == 1 else 'words'}."
+
+
+def _download(name: str, media_type: str, content: str) -> str:
+    data = base64.b64encode(content.encode("utf-8", errors="replace")).decode()
+    label = name.rpartition(".")[2].upper()
+    return f'<a download="{escape(name)}" href="data:{media_type};base64,{data}">{label}</a>'
+
+
+def _seconds(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
