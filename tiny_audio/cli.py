@@ -63,7 +63,9 @@ COMMANDS = {
     ),
     "demo": Command("tiny_audio.demo.command", "demo_command", "Open a page where you speak to a model."),
     "deploy-space": Command(
-        "tiny_audio.demo.space", "deploy_space_command", "Publish that page as a Space on the Hugging Face hub."
+        "tiny_audio.demo.space",
+        "deploy_space_command",
+        "Publish that page as a Space on the Hugging Face hub.",
     ),
 }
 

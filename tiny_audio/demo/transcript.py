@@ -70,8 +70,13 @@ def compared(words: Sequence[Word], others: Sequence[Word]) -> list[tuple[Word |
     found: list[tuple[Word | None, str | None]] = []
     for is_same, mine, theirs in _parts(words, others):
         text = None if is_same else " ".join(word.text for word in theirs)
-        found += [(word, text) for word in mine or [None]]
+        found += [(word, text) for word in mine] or [(None, text)]
     return found
+
+
+def count_differences(words: Sequence[Word], others: Sequence[Word]) -> int:
+    """How many words one of two models wrote differently, or alone."""
+    return sum(max(len(mine), len(theirs)) for is_same, mine, theirs in _parts(words, others) if not is_same)
 
 
 def _parts(
@@ -110,18 +115,26 @@ def render(columns: Sequence[Column], seconds: float, file_name: str) -> str:
     for number, column in enumerate(columns):
         others = words[1 - number] if len(words) == 2 else None
         shown.append(_column(column, others, file_name, len(columns) > 1))
-    differences = f"<p class=summary>{_compare(*words)}</p>" if len(words) == 2 else ""
+    num_different = count_differences(*words) if len(words) == 2 else 0
+    summary = ""
+    if len(words) == 2:
+        many = "word" if num_different == 1 else "words"
+        found = (
+            f"The models differ in {num_different} {many}."
+            if num_different
+            else "Both models wrote the same words."
+        )
+        summary = f'<p class="summary">{found}</p>'
     hint = ""
     if listening is None and any(column.recognition and column.recognition.text for column in columns):
+        differs = (
+            " <b class=differs>Marked</b> words are not what the other model wrote." if num_different else ""
+        )
         hint = (
             '<p class="hint">Click a word to hear it. Shaded words are less sure: '
-            '<span class="unsure-1">a little</span> <span class="unsure-2">a lot</span>'
-            f"{' <b class=differs>Bold</b>: the other model wrote something else.' if differences else ''}</p>"
+            f'<span class="unsure-1">a little</span> <span class="unsure-2">a lot</span>.{differs}</p>'
         )
-    return (
-        f'<div class="tiny-audio">{status}{differences}'
-        f'<div class="columns">{"".join(shown)}</div>{hint}</div>'
-    )
+    return f'<div class="tiny-audio">{status}{summary}<div class="columns">{"".join(shown)}</div>{hint}</div>'
 
 
 def message(text: str) -> str:
@@ -172,14 +185,6 @@ def _word(word: Word, other: str | None) -> str:
 
 def _gap(other: str | None) -> str:
     return f'<span class="differs gap" title="{escape(f"the other model: {other}")}">·</span>'
-
-
-def _compare(first: Sequence[Word], second: Sequence[Word]) -> str:
-    changed = [max(len(mine), len(theirs)) for is_same, mine, theirs in _parts(first, second) if not is_same]
-    if not changed:
-        return "Both models wrote the same words."
-    count = sum(changed)
-    return f"The models differ in {count} {'word' if count == 1 else 'words'}."
 
 
 def _download(name: str, media_type: str, content: str) -> str:
