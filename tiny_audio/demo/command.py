@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import signal
+import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -38,11 +41,15 @@ def demo_command(
       tiny-audio demo outputs/nano/model outputs/other/model --port 8080
     """
     check_gradio()
+    from tiny_audio.evaluate.providers import find_model
     from tiny_audio.serve.command import bind
 
+    models = [each for each in (model, second_model) if each is not None]
+    for each in models:
+        find_model(each)
     with bind("127.0.0.1", port) as free:  # before minutes go into loading
         port = free.getsockname()[1]
-    listeners = [load(each, device) for each in (model, second_model) if each is not None]
+    listeners = [load(each, device) for each in models]
     from tiny_audio.demo import page
 
     with tempfile.TemporaryDirectory(prefix="tiny-audio-demo-", ignore_cleanup_errors=True) as folder:
@@ -54,6 +61,7 @@ def demo_command(
             blocks, server_port=port, share=share, prevent_thread_lock=True, quiet=True
         )
         typer.echo(f"open {shared or address} in a browser; Ctrl-C ends it")
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # as Ctrl-C: nothing is left behind
         try:
             threading.Event().wait()
         finally:
@@ -62,10 +70,8 @@ def demo_command(
 
 def check_gradio() -> None:
     """Raises UserError where the page's package is not installed."""
-    try:
-        import gradio  # noqa: F401
-    except ImportError as error:
-        raise UserError('A demo needs the package gradio: pip install "tiny-audio[demo]"') from error
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError('A demo needs the package gradio: pip install "tiny-audio[demo]"')
 
 
 def load(model: str, device: str) -> Any:

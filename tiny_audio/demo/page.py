@@ -70,8 +70,8 @@ def build_page(listeners: Sequence[Listener], examples: dict[str, str], title: s
                 sample_labels=list(examples),
                 type="values",
             )
-            runs.append(shown.click(lambda row: row[0], shown, audio).then(**run))
-        audio.clear(lambda: "", outputs=transcript, cancels=runs)
+            runs.append(shown.click(lambda row: row[0], shown, audio, show_progress="hidden").then(**run))
+        audio.clear(lambda: "", outputs=transcript, cancels=runs, queue=False, show_progress="hidden")
         stop.click(None, cancels=runs)
     return page
 
@@ -105,8 +105,10 @@ def launch(page: gradio.Blocks, **options: Any) -> tuple[Any, str, str | None]:
     return page.queue(default_concurrency_limit=1).launch(
         max_file_size=MAX_UPLOAD,
         theme=gradio.themes.Soft(font=FONTS, font_mono=["ui-monospace", "monospace"]),
-        css=(FOLDER / "page.css").read_text(encoding="utf-8"),
-        head=f"<script>{(FOLDER / 'page.js').read_text(encoding='utf-8')}</script>",
+        head="".join(  # gradio's own parameter for CSS confines it to a part of the page
+            f"<{tag}>{(FOLDER / name).read_text(encoding='utf-8')}</{tag}>"
+            for tag, name in (("style", "page.css"), ("script", "page.js"))
+        ),
         footer_links=[],
         run_history=False,
         enable_monitoring=False,

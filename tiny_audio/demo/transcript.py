@@ -106,15 +106,15 @@ def render(columns: Sequence[Column], seconds: float, file_name: str) -> str:
         who = f"{listening.name} is listening" if len(columns) > 1 else "Listening"
         far = f"{_seconds(listening.heard_seconds)} of {_seconds(seconds)}"
         status = (
-            '<p class="status" role="status"><button type="button" class="stop">Stop</button>'
-            f'{escape(who)}: {far}<progress max="{seconds:.2f}" value="{listening.heard_seconds:.2f}"></progress></p>'
+            f'<div class="status" role="status"><span>{escape(who)}: {far}</span><button type="button" class="stop">'
+            f'Stop</button><progress max="{seconds:.2f}" value="{listening.heard_seconds:.2f}"></progress></div>'
         )
     both = all(column.recognition is not None for column in columns)
     words = [words_of(column.recognition) for column in columns] if both else []
     shown = []
     for number, column in enumerate(columns):
         others = words[1 - number] if len(words) == 2 else None
-        shown.append(_column(column, others, file_name, len(columns) > 1))
+        shown.append(_column(column, others, file_name, len(columns) > 1, column is listening))
     num_different = count_differences(*words) if len(words) == 2 else 0
     summary = ""
     if len(words) == 2:
@@ -142,12 +142,15 @@ def message(text: str) -> str:
     return f'<div class="tiny-audio"><p class="problem" role="alert">{escape(text)}</p></div>'
 
 
-def _column(column: Column, others: Sequence[Word] | None, file_name: str, named: bool) -> str:
-    heading = f"<h3>{escape(column.name)}</h3>" if named else ""
+def _column(
+    column: Column, others: Sequence[Word] | None, file_name: str, is_named: bool, is_listening: bool
+) -> str:
+    heading = f"<h3>{escape(column.name)}</h3>" if is_named else ""
     if column.problem is not None:
         return f'<section>{heading}<p class="problem" role="alert">{escape(column.problem)}</p></section>'
     if column.recognition is None:
-        return f'<section>{heading}<p class="transcript live">{escape(column.text)}</p></section>'
+        live = " live" if is_listening else ""
+        return f'<section>{heading}<p class="transcript{live}">{escape(column.text)}</p></section>'
     words = words_of(column.recognition)
     pairs = [(word, None) for word in words] if others is None else compared(words, others)
     body = " ".join(_gap(other) if word is None else _word(word, other) for word, other in pairs)
