@@ -60,6 +60,8 @@ def demo_command(
         _, address, shared = page.launch(
             blocks, server_port=port, share=share, prevent_thread_lock=True, quiet=True
         )
+        if share and not shared:
+            typer.echo("warning: there is no public address; the page is for this machine alone", err=True)
         typer.echo(f"open {shared or address} in a browser; Ctrl-C ends it")
         signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # as Ctrl-C: nothing is left behind
         try:
