@@ -49,6 +49,8 @@ def test_two_transcripts_are_compared_word_by_word() -> None:
     assert pairs == [("One", None), ("two,", "too"), ("three", None), (None, "four"), ("five", None)]
     assert [other for word, other in compared(second, first) if word and word.text == "four"] == [""]
     assert count_differences(first, second) == 2
+    repeated = words("a", "b", "c", "x"), words("c", "x", "a", "y", "c", "z")
+    assert count_differences(*repeated) == 4, "the fewest, whatever the longest stretch in common"
     assert "The models differ in 1 word." in render([column("one"), column("two")], 1.0, "a.wav")
     assert "Both models wrote the same words." in render([column("One."), column("one")], 1.0, "a.wav")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -22,6 +23,7 @@ PARTS = (
     "demo/page.js",
     "demo/page.py",
     "demo/transcript.py",
+    "evaluate/wer.py",
     "subtitles.py",
 )
 # What a deployment may replace; anything else in the Space stays.
@@ -32,6 +34,7 @@ SPACE_FILES = (
     "example_*.flac",
     *(Path(part).name for part in PARTS),
 )
+PACKAGE_IMPORT = re.compile(r"from tiny_audio\.(?:\w+\.)*(\w+) import")
 TRY_SPACE = Path(__file__).with_name("try_space.py")
 
 README = """\
@@ -166,9 +169,7 @@ def stage(model: str, space_id: str, folder: Path) -> None:
         for part in PARTS:
             text = (PACKAGE / part).read_text(encoding="utf-8")
             # There they lie side by side, without a package around them.
-            texts[Path(part).name] = text.replace("from tiny_audio.demo.", "from ").replace(
-                "from tiny_audio.subtitles", "from subtitles"
-            )
+            texts[Path(part).name] = PACKAGE_IMPORT.sub(r"from \1 import", text)
         for name, text in texts.items():
             (partial / name).write_text(text, encoding="utf-8", newline="\n")
         staging.check_nothing_private(partial)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from tiny_audio.evaluate.wer import DELETION, HIT, INSERTION, Alignment, align
 from tiny_audio.subtitles import to_json, to_srt, to_vtt
 
 # What can be downloaded, by the ending of the file: its media type, and how it is made of a name and a `Recognition`.
@@ -63,31 +63,29 @@ def words_of(recognition: Any) -> list[Word]:
 
 
 def compared(words: Sequence[Word], others: Sequence[Word]) -> list[tuple[Word | None, str | None]]:
-    """Each word with what another model wrote in its place, None where that is the same, case and punctuation aside.
+    """Each word with what another model wrote in its place: None for the same, "" for nothing.
 
-    None as a word stands for a place where only the other model wrote something.
+    None as a word stands for a place where only the other model wrote something. Case and punctuation are left aside.
     """
     found: list[tuple[Word | None, str | None]] = []
-    for is_same, mine, theirs in _parts(words, others):
-        text = None if is_same else " ".join(word.text for word in theirs)
-        found += [(word, text) for word in mine] or [(None, text)]
+    mine, theirs = iter(words), iter(others)
+    for operation in _align(words, others).operations:
+        word = None if operation == INSERTION else next(mine)
+        other = "" if operation == DELETION else next(theirs).text
+        if word is None and found and found[-1][0] is None:
+            found[-1] = (None, f"{found[-1][1]} {other}")
+        else:
+            found.append((word, None if operation == HIT else other))
     return found
 
 
 def count_differences(words: Sequence[Word], others: Sequence[Word]) -> int:
     """How many words one of two models wrote differently, or alone."""
-    return sum(max(len(mine), len(theirs)) for is_same, mine, theirs in _parts(words, others) if not is_same)
+    return _align(words, others).counts.errors
 
 
-def _parts(
-    words: Sequence[Word], others: Sequence[Word]
-) -> list[tuple[bool, Sequence[Word], Sequence[Word]]]:
-    keys, other_keys = ([_key(word.text) for word in each] for each in (words, others))
-    matcher = difflib.SequenceMatcher(None, keys, other_keys, autojunk=False)
-    return [
-        (operation == "equal", words[first:last], others[other_first:other_last])
-        for operation, first, last, other_first, other_last in matcher.get_opcodes()
-    ]
+def _align(words: Sequence[Word], others: Sequence[Word]) -> Alignment:
+    return align(*([_key(word.text) for word in each] for each in (words, others)))
 
 
 def _key(text: str) -> str:
