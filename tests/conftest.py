@@ -20,3 +20,5 @@ from transformers.utils import logging
 
 torch.set_num_threads(1)
 logging.disable_progress_bar()
+
+pytest_plugins = ["tests.browser"]

@@ -221,7 +221,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def repository(self, name: str, writing: bool = False) -> Repository:
         user, found = self.user(), self.hub.repositories.get(name)
-        owner = name.split("/")[0]
+        owner = name.removeprefix("spaces/").split("/")[0]
         if found is None or (found.private and (user is None or user[0] != owner)):
             raise Refusal(404 if user else 401, "Repository not found", "RepoNotFound")
         if writing and (user is None or user != (owner, "write")):
@@ -247,6 +247,9 @@ class _Handler(BaseHTTPRequestHandler):
         if user != (owner, "write"):
             raise Refusal(403, f"You don't have the rights to create a model under the namespace {owner!r}")
         name = f"{owner}/{wanted['name']}"
+        if wanted.get("type") == "space":
+            assert wanted["sdk"] == "gradio"
+            name = f"spaces/{name}"
         if name in self.hub.repositories:
             raise Refusal(409, "You already created this model repo", url=f"{self.hub.url}/{name}")
         repository = Repository(private=wanted.get("visibility") == "private" or bool(wanted.get("private")))
@@ -401,17 +404,18 @@ class _Handler(BaseHTTPRequestHandler):
         return 200, {"ETag": f'"{oid}"'}, content
 
 
-NAME = r"(?P<name>[^/]+/[^/]+)"
+NAME = r"(?P<name>(?:spaces/)?[^/]+/[^/]+)"  # Spaces are kept under the names that their addresses have
+MODEL_OR_SPACE = rf"/api/(?:models/)?{NAME}"
 OID = r"(?P<oid>[0-9a-f]{64})"
 ROUTES: list[tuple[str, tuple[str, ...], Callable[..., Any]]] = [
     (r"/api/whoami-v2", ("GET",), _Handler.whoami),
     (r"/api/repos/create", ("POST",), _Handler.create),
     (r"/api/validate-yaml", ("POST",), _Handler.validate_card),
-    (rf"/api/models/{NAME}/preupload/(?P<revision>[^/]+)", ("POST",), _Handler.preupload),
-    (rf"/api/models/{NAME}/commit/(?P<revision>[^/]+)", ("POST",), _Handler.commit),
-    (rf"/api/models/{NAME}/revision/(?P<revision>[^/]+)", ("GET",), _Handler.info),
-    (rf"/api/models/{NAME}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?", ("GET",), _Handler.tree),
-    (rf"/api/models/{NAME}", ("GET",), _Handler.info),
+    (rf"{MODEL_OR_SPACE}/preupload/(?P<revision>[^/]+)", ("POST",), _Handler.preupload),
+    (rf"{MODEL_OR_SPACE}/commit/(?P<revision>[^/]+)", ("POST",), _Handler.commit),
+    (rf"{MODEL_OR_SPACE}/revision/(?P<revision>[^/]+)", ("GET",), _Handler.info),
+    (rf"{MODEL_OR_SPACE}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?", ("GET",), _Handler.tree),
+    (rf"{MODEL_OR_SPACE}", ("GET",), _Handler.info),
     (rf"/{NAME}\.git/info/lfs/objects/batch", ("POST",), _Handler.lfs_batch),
     (rf"/{NAME}\.git/info/lfs/objects/verify", ("POST",), _Handler.verify),
     (rf"/{NAME}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", ("GET", "HEAD"), _Handler.resolve),

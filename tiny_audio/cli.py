@@ -61,6 +61,12 @@ COMMANDS = {
     "serve": Command(
         "tiny_audio.serve.command", "serve_command", "Serve a model to clients of OpenAI's transcription API."
     ),
+    "demo": Command("tiny_audio.demo.command", "demo_command", "Open a page where you speak to a model."),
+    "deploy-space": Command(
+        "tiny_audio.demo.space",
+        "deploy_space_command",
+        "Publish that page as a Space on the Hugging Face hub.",
+    ),
 }
 
 EXAMPLES = (

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from tiny_audio.evaluate.providers import printable
-
 if TYPE_CHECKING:
     from tiny_audio.hub.asr_longform import Recognition, Segment
 
@@ -47,7 +45,10 @@ UNSURE_MARK = "[{}?]"
 UNSURE_MARK_CHARACTERS = 3
 # Characters that split or spoil a line of JSON in some reader; its escapes say the same.
 JSON_ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-SURROGATES = dict.fromkeys(range(0xD800, 0xE000), "\N{REPLACEMENT CHARACTER}")
+# Control characters, which could do anything to a terminal, and halves of characters, which no file can hold.
+NOT_PRINTABLE = dict.fromkeys(
+    [*range(0x20), *range(0x7F, 0xA0), *range(0xD800, 0xE000)], "\N{REPLACEMENT CHARACTER}"
+)
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def timestamp(milliseconds: int, decimal_mark: str = ".") -> str:
 
 def clean(text: str) -> str:
     """`text` on one line: blanks of all kinds as single spaces, and nothing that a terminal or a file cannot hold."""
-    return printable(" ".join(text.split())).translate(SURROGATES)
+    return " ".join(text.split()).translate(NOT_PRINTABLE)
 
 
 def _vtt(token: Token) -> str:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.browser import open_page, requested_urls, wait_until
 from tests.evaluate.listener import write_manifest
 from tests.evaluate.test_findings import make_result
 from tiny_audio.evaluate import clips, page
@@ -23,8 +22,6 @@ HOSTILE = "</script><script>window.hacked=1</script> <img src=x onerror=window.h
 HOSTILE_ID = "../a/b</bdi><script>window.hacked=1</script>"
 NUM_ROWS = 130
 CLIP_SECONDS = 3.0
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-CHROMEDRIVER = shutil.which("chromedriver")
 
 
 def read_tone(utterance_id: str) -> NDArray[np.float32] | None:
@@ -123,59 +120,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None or CHROMEDRIVER is None:
-        pytest.skip("needs a browser: the Debian packages chromium and chromium-driver")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "mute-audio"):
-        options.add_argument(f"--{argument}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
-    yield driver
-    driver.quit()
-
-
-def open_page(browser: Any, path: Path, width: int = 1280) -> None:
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500},
-    )
-    browser.get(path.as_uri())
-
-
-def wait_until(browser: Any, script: str) -> Any:
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    return WebDriverWait(browser, 8, 0.05).until(lambda driver: driver.execute_script(f"return {script}"))
-
-
 @pytest.mark.parametrize("name", ["report.html", "compare.html"])
 @pytest.mark.parametrize("width", [1280, 360])
 def test_opens_without_errors_requests_or_sideways_scrolling(
     browser: Any, folder: Path, name: str, width: int
 ) -> None:
     browser.get_log("performance"), browser.get_log("browser")
-    open_page(browser, folder / name, width)
+    open_page(browser, (folder / name).as_uri(), width)
     wait_until(browser, "document.querySelectorAll('#list > li').length === 50")
     wait_until(browser, "document.querySelector('audio').readyState >= 1")
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     assert browser.execute_script("return window.hacked") is None
     assert browser.get_log("browser") == []
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    urls = {
-        message["params"]["request"]["url"]
-        for message in messages
-        if message["method"] == "Network.requestWillBeSent"
-    }
-    assert {url for url in urls if not url.startswith("data:")} == {(folder / name).as_uri()}
+    assert requested_urls(browser) == {(folder / name).as_uri()}
 
 
 def test_the_list_can_be_searched_filtered_and_turned(browser: Any, folder: Path) -> None:
-    open_page(browser, folder / "report.html")
+    open_page(browser, (folder / "report.html").as_uri())
 
     def status() -> str:
         return browser.execute_script("return document.getElementById('status').textContent")
@@ -211,7 +172,7 @@ def test_the_list_can_be_searched_filtered_and_turned(browser: Any, folder: Path
 def test_a_player_is_reached_by_keyboard_plays_and_shows_where(browser: Any, folder: Path) -> None:
     from selenium.webdriver.common.keys import Keys
 
-    open_page(browser, folder / "report.html")
+    open_page(browser, (folder / "report.html").as_uri())
     browser.find_element("tag name", "body").send_keys(Keys.TAB)
     assert browser.switch_to.active_element.text == "Skip to the utterances"
     for _ in range(20):
@@ -242,7 +203,7 @@ def test_a_player_is_reached_by_keyboard_plays_and_shows_where(browser: Any, fol
 def test_without_javascript_the_headline_and_the_worst_are_there(browser: Any, folder: Path) -> None:
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
-        open_page(browser, folder / "report.html")
+        open_page(browser, (folder / "report.html").as_uri())
         time.sleep(0.2)
         text = browser.find_element("tag name", "body").text
     finally:
@@ -252,7 +213,7 @@ def test_without_javascript_the_headline_and_the_worst_are_there(browser: Any, f
 
 
 def test_a_comparison_shows_wins_and_losses_with_both_texts(browser: Any, folder: Path) -> None:
-    open_page(browser, folder / "compare.html")
+    open_page(browser, (folder / "compare.html").as_uri())
     text = browser.find_element("id", "wins").text
     assert "13 utterances: B makes fewer errors than A. The 12 largest:" in text
     card = browser.find_element("css selector", "#wins .card:nth-child(2)").text

@@ -50,13 +50,17 @@ def connect() -> tuple[Any, str]:
     return api, str(user["name"])
 
 
-def create(api: Any, repo_id: str, private: bool) -> bool:
-    """Make the repository where there is none. Returns whether it is private.
+def create(api: Any, repo_id: str, private: bool, repo_type: str = "model") -> bool:
+    """Make the repository, of a model or a Gradio "space", where there is none. Returns whether it is private.
 
     Raises UserError where it would have to be private and is not, or there is no right to make or change it.
     """
-    ask(f"making {repo_id}", lambda: api.create_repo(repo_id, private=private or None, exist_ok=True))
-    is_private = bool(ask(f"reading {repo_id}", lambda: api.repo_info(repo_id)).private)
+    options = {"repo_type": repo_type, "space_sdk": "gradio" if repo_type == "space" else None}
+    ask(
+        f"making {repo_id}",
+        lambda: api.create_repo(repo_id, private=private or None, exist_ok=True, **options),
+    )
+    is_private = bool(ask(f"reading {repo_id}", lambda: api.repo_info(repo_id, repo_type=repo_type)).private)
     if private and not is_private:
         raise UserError(
             f"{repo_id} exists and is public: make it private in its settings first, or choose another name"
@@ -64,7 +68,9 @@ def create(api: Any, repo_id: str, private: bool) -> bool:
     return is_private
 
 
-def commit_folder(api: Any, repo_id: str, folder: Path, patterns: tuple[str, ...], message: str) -> str:
+def commit_folder(
+    api: Any, repo_id: str, folder: Path, patterns: tuple[str, ...], message: str, repo_type: str = "model"
+) -> str:
     """Publish files in one commit, and take out what an earlier version had; returns the commit.
 
     Args:
@@ -85,14 +91,16 @@ def commit_folder(api: Any, repo_id: str, folder: Path, patterns: tuple[str, ...
     files = [file for file in sorted(folder.iterdir()) if file.is_file() and is_ours(file.name)]
 
     def attempt() -> str:
-        head = api.repo_info(repo_id)
+        head = api.repo_info(repo_id, repo_type=repo_type)
         there = {sibling.rfilename for sibling in head.siblings or []}
         gone = sorted(
             name for name in there - {file.name for file in files} if "/" not in name and is_ours(name)
         )
         operations: list[Any] = [CommitOperationDelete(name) for name in gone]
         operations += [CommitOperationAdd(file.name, str(file)) for file in files]
-        return api.create_commit(repo_id, operations, commit_message=message, parent_commit=head.sha).oid
+        return api.create_commit(
+            repo_id, operations, commit_message=message, parent_commit=head.sha, repo_type=repo_type
+        ).oid
 
     return ask(f"publishing to {repo_id}", lambda: repeat(attempt))
 

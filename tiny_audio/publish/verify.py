@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tiny_audio.errors import UserError
 
@@ -42,26 +43,34 @@ def verify(model: str, revision: str | None = None, bases: Iterable[str] = ()) -
     with tempfile.TemporaryDirectory(prefix="tiny-audio-verify-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         said = write_clip(folder / "clip.wav")
-        environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules")}
-        if MODELS_VARIABLE in environment:  # it may be relative to where the user is
-            environment[MODELS_VARIABLE] = str(Path(environment[MODELS_VARIABLE]).expanduser().resolve())
+        variables = {}
         if revision is not None:
-            environment["HF_HUB_CACHE"] = str(folder / "hub")
+            variables["HF_HUB_CACHE"] = str(folder / "hub")
             _link_bases(folder / "hub", bases)
-        done = subprocess.run(
-            [sys.executable, "-P", str(OUTSIDER), model, revision or "", str(folder / "clip.wav")],
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            cwd=folder,
-            env=environment,
-        )
-        if done.returncode != 0:
-            raise UserError(
-                f"{model} does not work where Tiny Audio is not installed: {_last_line(done.stderr)}"
-            )
-        return Heard(said, json.loads(done.stdout.splitlines()[-1]))
+        arguments = (model, revision or "", str(folder / "clip.wav"))
+        return Heard(said, run_outside(OUTSIDER, *arguments, folder=folder, what=model, **variables))
+
+
+def run_outside(program: Path, *arguments: str, folder: Path, what: str, **variables: str) -> Any:
+    """What a program prints last, as JSON, in a process in `folder` without our package and without cached code.
+
+    Raises UserError, which says that `what` does not work there, when the program fails.
+    """
+    environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules"), **variables}
+    if MODELS_VARIABLE in environment:  # it may be relative to where the user is
+        environment[MODELS_VARIABLE] = str(Path(environment[MODELS_VARIABLE]).expanduser().resolve())
+    done = subprocess.run(
+        [sys.executable, "-P", str(program), *arguments],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        cwd=folder,
+        env=environment,
+    )
+    if done.returncode != 0:
+        raise UserError(f"{what} does not work where Tiny Audio is not installed: {_last_line(done.stderr)}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def write_clip(path: Path) -> str:
