@@ -61,6 +61,12 @@ COMMANDS = {
     "serve": Command(
         "tiny_audio.serve.command", "serve_command", "Serve a model to clients of OpenAI's transcription API."
     ),
+    "deploy-runpod": Command(
+        "tiny_audio.remote.command", "deploy_command", "Put Tiny Audio on a rented machine, by ssh."
+    ),
+    "remote-train": Command(
+        "tiny_audio.remote.command", "train_command", "Train there; stop the pod when done, or too dear."
+    ),
 }
 
 EXAMPLES = (
