@@ -1,1 +1,4 @@
-"""Training on a rented machine: `command` and `ssh` run here, `host` and `runpod` there, with the standard library alone."""
+"""Training on a rented machine.
+
+`command` and `ssh` run here; `host`, `watchdog`, `state` and `runpod` run there, with the standard library alone.
+"""

@@ -54,14 +54,15 @@ from tiny_audio.remote.watchdog import run_training, watch
 
 LARGE_RUN_GIB = 40
 CONTAINER_DISK_WARNING = (
-    "{folder} lies on the container's disk, which RunPod erases when the pod stops, and the results with it: give the pod"
-    " a volume, which is mounted at /workspace, or set training.hub_model_id"
+    "{folder} lies on the container's disk, which RunPod erases when the pod stops, and the results with it: give the"
+    " pod a volume, which is mounted at /workspace, or set training.hub_model_id"
 )
 
 
 def start(request: dict[str, Any]) -> None:
     """Begin a run. Raises UserError: another one is running, the key is refused, or the results would be lost."""
     environment: dict[str, str] = request["environment"]
+    os.environ.update(environment)
     STATE.mkdir(exist_ok=True)
     if is_locked("run"):
         raise UserError("a training is running on this host already: --attach, --status or --stop")
@@ -73,8 +74,8 @@ def start(request: dict[str, Any]) -> None:
         except RefusedError as error:
             if pod.key_is_users:
                 raise UserError(
-                    f"RunPod refuses RUNPOD_API_KEY for the pod {pod.pod_id}, which could not be stopped later ({error})."
-                    " Mend the key, or unset it to go on without"
+                    f"RUNPOD_API_KEY could not stop the pod {pod.pod_id} later ({error}): mend it, or unset it to go on"
+                    " without"
                 ) from error
             pod = None
         if pod and Path.cwd().parts[1:2] != ("workspace",) and not request["saves_to_hub"]:
@@ -103,7 +104,7 @@ def start(request: dict[str, Any]) -> None:
         file.write_text("", encoding="utf-8")
     write_files({RUN_FILE: json.dumps(run, indent=1) + "\n"})
 
-    watch_environment = {**os.environ, **environment}
+    watch_environment = dict(os.environ)
     if pod is not None:
         watch_environment |= {KEY_VARIABLE: pod.key, POD_VARIABLE: pod.pod_id}
     with open(WATCH_LOG_FILE, "a", encoding="utf-8") as log:
@@ -117,7 +118,7 @@ def start(request: dict[str, Any]) -> None:
         )
     # A new server per run takes over the environment of this process; a running one would keep its own.
     tmux("kill-server", check=False)
-    train_environment = {**os.environ, **environment, "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
+    train_environment = {**os.environ, "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
     train_environment.pop(KEY_VARIABLE, None)
     if "workspace" in Path.cwd().parts:  # gigabytes of models belong on the disk that stays
         train_environment.setdefault("HF_HOME", str(Path.cwd().parent / ".cache" / "huggingface"))

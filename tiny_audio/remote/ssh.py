@@ -37,8 +37,8 @@ class Host:
             )
         if self.name.endswith("ssh.runpod.io"):
             raise UserError(
-                f"{self.name} is RunPod's terminal proxy, which takes no files and no commands: use the address and port"
-                ' that the pod shows under "SSH over exposed TCP"'
+                f"{self.name} is RunPod's terminal proxy, which takes no files and no commands: use the address and"
+                ' port that the pod shows under "SSH over exposed TCP"'
             )
         if self.identity is not None and not self.identity.is_file():
             raise UserError(f"--identity {self.identity}: there is no such file")
@@ -91,7 +91,7 @@ class Host:
     def rsync(self, arguments: Sequence[str], stdin: bytes = b"") -> str:
         """Run rsync with this host's ssh, and give what it printed.  Raises UserError."""
         command = [find_program("rsync"), "-e", shlex.join(self.ssh()), *arguments]
-        result = subprocess.run(command, input=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        result = subprocess.run(command, input=stdin, capture_output=True)
         problems = result.stderr.decode("utf-8", "replace")
         if result.returncode == CONNECTION_FAILED:
             raise UserError(self.explain(problems))

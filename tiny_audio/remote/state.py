@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from tiny_audio.errors import UserError
-from tiny_audio.files import write_files
 
 STATE = Path(".remote")
 RUN_FILE, STATUS_FILE, STOP_FILE = STATE / "run.json", STATE / "status.json", STATE / "stop"

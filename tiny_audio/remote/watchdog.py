@@ -32,7 +32,7 @@ from tiny_audio.remote.state import (
     wait_until,
 )
 
-RETRY_SECONDS = (5, 15, 60)
+RETRY_SECONDS = (1, 5, 15, 60)
 
 
 def run_training() -> None:
@@ -87,7 +87,7 @@ def watch(stop_now: bool = False) -> None:
         while True:
             alive = is_locked("run")
             seen = seen or alive
-            if read_status(run) or not alive and (seen or time.time() > run["started_at"] + START_SECONDS):
+            if read_status(run) or (not alive and (seen or time.time() > run["started_at"] + START_SECONDS)):
                 break
             asked = STOP_FILE.exists()
             if alive and not interrupted and (asked or time.time() >= interrupt_at):
