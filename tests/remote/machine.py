@@ -71,6 +71,7 @@ for step in range(1, steps + 1):
 }))
 (folder / "model" / "weights").write_text("w")
 (folder / "checkpoints" / "step-1" / "weights").write_text("w")
+(folder / "escape").unlink(missing_ok=True)
 (folder / "escape").symlink_to("/etc/hostname")
 sys.exit(3 if settings.get("seed") == "3" else 0)
 """
@@ -140,7 +141,7 @@ def make_checkout(folder: Path) -> Path:
 
 
 class RunPod:
-    """RunPod's REST and GraphQL interfaces for one pod, as documented; it can be told to refuse or to be down."""
+    """RunPod's REST and GraphQL interfaces for one pod, as documented; told to, it refuses, or fails to stop it."""
 
     def __init__(self, pod_id: str, key: str) -> None:
         self.pod_id, self.key, self.rest_works, self.failures = pod_id, key, True, 0
@@ -180,7 +181,7 @@ class RunPod:
 
     def answer(self, method: str, path: str, headers: dict, query: dict, body: str) -> tuple[int, dict]:
         self.asked.append(f"{method} {path}")
-        if path.endswith(("/stop", "/graphql")) and self.failures:
+        if (path.endswith("/stop") or "podStop" in body) and self.failures:
             self.failures -= 1
             return 503, {}
         pod = {"id": self.pod_id, "desiredStatus": "RUNNING", "costPerHr": 0.5}

@@ -86,7 +86,7 @@ def watch(stop_now: bool = False) -> None:
         say(f"watching the run {run['id']}; the pod: {pod.pod_id if pod else 'none that can be stopped'}")
         while True:
             alive = is_locked("run")
-            seen = seen or alive
+            seen = seen or alive or PROCESSES_FILE.exists()  # it may have come and gone between two looks
             if read_status(run) or (not alive and (seen or time.time() > run["started_at"] + START_SECONDS)):
                 break
             asked = STOP_FILE.exists()
