@@ -403,7 +403,6 @@ REFUSALS: list[tuple[dict[str, str], list[str], str]] = [
         "RUNPOD_API_KEY could not stop the pod pod123 later",
     ),
     ({"RUNPOD_POD_ID": 'x" }) { id } evil'}, on_pod(), "expected letters, digits and dashes"),
-    ({}, [], "lies on the container's disk, which RunPod erases"),
     ({"HF_TOKEN": ""}, on_pod(), "HF_TOKEN is not"),
     ({}, ["training.max_stepz=3"], 'Did you mean "training.max_steps"?'),
     ({"RUNPOD_API_KEY": ""}, ["--budget-usd", "5"], "add --usd-per-hour"),
@@ -428,6 +427,14 @@ def test_what_would_go_wrong_at_night_is_refused_in_the_evening(
     assert "wrongwrong" not in captured.err
     assert held(host) == []
     assert not runpod.stopped.is_set()
+
+
+def test_results_that_the_stop_would_erase_are_refused(
+    host: Machine, runpod: RunPod, capfd: pytest.CaptureFixture[str]
+) -> None:
+    is_erased = host.place.stat().st_dev == Path("/").stat().st_dev
+    assert train(host, "--detach") == (2 if is_erased else 0)
+    assert ("lies on the container's disk, which RunPod erases" in capfd.readouterr().err) == is_erased
 
 
 # --- the connection

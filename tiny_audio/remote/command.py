@@ -15,7 +15,7 @@ import typer
 
 from tiny_audio.errors import UserError
 from tiny_audio.files import write_files
-from tiny_audio.remote.ssh import CONNECTION_FAILED, Host, find_program
+from tiny_audio.remote.ssh import CONNECTION_FAILED, Host, NoConnectionError, find_program
 
 # Sent through standard input into the environment of the processes over there; never in arguments or files.
 SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "RUNPOD_API_KEY")
@@ -222,12 +222,24 @@ def train_command(
     elif status:
         typer.echo(ask(there, place, "status"), nl=False)
     elif stop:
-        typer.echo(ask(there, place, "stop", {"environment": passed_environment()}), nl=False)
+        stop_run(there, place)
     if logs or attach or not (chosen or detach):
         code = show_log(there, place, "logs" if logs else "attach" if attach else "follow", words)
         if code == 0 and not logs:
             fetch_results(there, place, None, False)
         raise typer.Exit(code or 0)
+
+
+def stop_run(there: Host, place: str) -> None:
+    """End the training and stop the pod, which may take the connection along."""
+    ask(there, place, "where")
+    typer.echo("the training is asked to save and end: minutes, at most")
+    try:
+        typer.echo(ask(there, place, "stop", {"environment": passed_environment()}), nl=False)
+    except NoConnectionError:
+        typer.echo(
+            "The connection ended, as it does when a pod stops. RunPod's console shows whether it has."
+        )
 
 
 def training_request(config: str | None, overrides: list[str]) -> dict[str, Any]:

@@ -78,7 +78,8 @@ def start(request: dict[str, Any]) -> None:
                     " without"
                 ) from error
             pod = None
-        if pod and Path.cwd().parts[1:2] != ("workspace",) and not request["saves_to_hub"]:
+        # A volume is another file system than the container's; /workspace alone may be a mere folder.
+        if pod and os.stat(".").st_dev == os.stat("/").st_dev and not request["saves_to_hub"]:
             raise UserError(CONTAINER_DISK_WARNING.format(folder=Path.cwd()))
     if request["budget_usd"] is not None and usd_per_hour is None:
         raise UserError("--budget-usd needs to know what an hour costs: add --usd-per-hour")
@@ -120,7 +121,7 @@ def start(request: dict[str, Any]) -> None:
     tmux("kill-server", check=False)
     train_environment = {**os.environ, "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
     train_environment.pop(KEY_VARIABLE, None)
-    if "workspace" in Path.cwd().parts:  # gigabytes of models belong on the disk that stays
+    if os.stat(".").st_dev != Path.home().stat().st_dev:  # gigabytes of models belong on the disk that stays
         train_environment.setdefault("HF_HOME", str(Path.cwd().parent / ".cache" / "huggingface"))
     if DEPLOYED_FILE.exists():
         train_environment["TINY_AUDIO_GIT_HASH"] = (
@@ -244,12 +245,13 @@ def stop(request: dict[str, Any]) -> None:
     if is_locked("watch"):
         STOP_FILE.touch()
         wait_until(lambda: not is_locked("run"), SAVE_SECONDS + 30)
+        print(ending(run), flush=True)  # the connection goes with the pod
         wait_until(lambda: not is_locked("watch"), 60)
     elif is_locked("run") or pod:
         watch(stop_now=True)
+        print(ending(run))
     for line in last_lines(WATCH_LOG_FILE, 2):
         print(f"watchdog: {line}")
-    print(ending(run))
     if is_locked("watch"):
         print("WARNING: THE POD IS NOT STOPPED YET: look again with --status")
 

@@ -20,6 +20,10 @@ DEFAULT_FOLDER = (
 )
 
 
+class NoConnectionError(UserError):
+    """ssh did not connect, or the connection broke."""
+
+
 @dataclass(frozen=True)
 class Host:
     """Where to, and how. `options` are those of ssh's -o."""
@@ -76,7 +80,7 @@ class Host:
         result = subprocess.run(self.command(script), input=stdin.encode(), capture_output=True)
         output, problems = (stream.decode("utf-8", "replace") for stream in (result.stdout, result.stderr))
         if result.returncode == CONNECTION_FAILED:
-            raise UserError(self.explain(problems))
+            raise NoConnectionError(self.explain(problems))
         return result.returncode, output, problems
 
     def explain(self, problems: str) -> str:
@@ -94,7 +98,7 @@ class Host:
         result = subprocess.run(command, input=stdin, capture_output=True)
         problems = result.stderr.decode("utf-8", "replace")
         if result.returncode == CONNECTION_FAILED:
-            raise UserError(self.explain(problems))
+            raise NoConnectionError(self.explain(problems))
         if result.returncode != 0:
             lines = [line for line in problems.splitlines() if line.strip()] or ["it said nothing"]
             raise UserError(f"rsync failed with code {result.returncode}: {lines[0].strip()}")
