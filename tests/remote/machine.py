@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 
 ROOT = Path(__file__).resolve().parents[2]
 SSHD = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
-PROGRAMS = ("ssh", "ssh-keygen", "rsync", "tmux", "git", "ps")
+PROGRAMS = ("ssh", "ssh-keygen", "rsync", "tmux", "git", "ps", "pgrep")
 MISSING = [name for name in PROGRAMS if shutil.which(name) is None] + ([] if SSHD else ["sshd"])
 
 # Installs without a network: a wheel that holds a link to the checkout, and one to the packages of the tests (torch).
@@ -90,7 +90,7 @@ class Machine:
         python = Path(sys.executable).parent
         (folder / "sshd_config").write_text(
             f"ListenAddress 127.0.0.1\nPort {self.port}\nHostKey {folder}/host_key\nPidFile none\n"
-            f"AuthorizedKeysFile {folder}/key.pub\nStrictModes no\nPasswordAuthentication no\nLogLevel DEBUG3\n"
+            f"AuthorizedKeysFile {folder}/key.pub\nStrictModes no\nPasswordAuthentication no\nLogLevel DEBUG1\n"
             f"SetEnv PATH={python}:/usr/local/bin:/usr/bin:/bin\n",
             encoding="utf-8",
         )
@@ -131,6 +131,7 @@ def make_checkout(folder: Path) -> Path:
     }
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
+    (folder / "link.py").symlink_to("old.py")
     git = ["git", "-C", str(folder), "-c", "user.name=t", "-c", "user.email=t@example.com"]
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "first"]):
         subprocess.run([*git, *command], check=True)

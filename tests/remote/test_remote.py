@@ -19,6 +19,7 @@ import torch
 
 from tests.remote.machine import MISSING, ROOT, Machine, RunPod, make_checkout
 from tiny_audio import cli
+from tiny_audio.provenance import git_hash
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 
@@ -147,6 +148,7 @@ def test_tracked_files_are_sent_and_nothing_else(deployed: Machine) -> None:
     assert not (deployed.place / "notes.txt").exists()
     assert not (deployed.place / "outputs").exists()
     assert not (deployed.place / ".git").exists()
+    assert (deployed.place / "link.py").readlink() == Path("old.py")
     assert (deployed.place / ".venv" / "bin" / "tiny-audio").exists() or (
         deployed.place / ".venv" / "installed"
     ).exists()
@@ -184,6 +186,13 @@ def test_a_tracked_file_with_a_secret_is_not_sent(
         subprocess.run(["git", "rm", "-q", "-f", "keys.sh"], cwd=checkout, check=True)
     assert "keys.sh holds one of" in capfd.readouterr().err
     assert not (deployed.place / "keys.sh").exists()
+
+
+def test_results_name_the_commit_of_code_that_was_sent_without_its_repository(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TINY_AUDIO_GIT_HASH", "0123456789ab-dirty")
+    assert git_hash() == "0123456789ab-dirty"
 
 
 # --- training
@@ -269,21 +278,22 @@ def read_until(process: subprocess.Popen[str], start: str) -> None:
 def test_a_cut_connection_leaves_the_training_alone(
     host: Machine, checkout: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    attached = start_attached(host, checkout, *recipe(40))
+    attached = start_attached(host, checkout, *recipe(30))
     read_until(attached, "step 3/")
-    query = ["ps", "-o", "pid=", "--ppid", str(attached.pid)]
-    ssh = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()
+    ssh = subprocess.run(
+        ["pgrep", "-P", str(attached.pid)], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert len(ssh) == 1
     end(int(ssh[0]))
     output, problems = attached.communicate(timeout=10)
     assert attached.returncode == 2
     assert "The connection is lost; the training goes on" in problems
-    assert "step 40/40" not in output
+    assert "step 30/30" not in output
     assert ask(host, "--attach", "--ssh-option", "LogLevel=ERROR") in (
         0,
         2,
     )  # 2: another run is in outputs/short here
-    assert "step 40/40" in capfd.readouterr().out
+    assert "step 30/30" in capfd.readouterr().out
 
 
 def test_ctrl_c_stops_looking_and_not_the_training(host: Machine, checkout: Path) -> None:
@@ -389,10 +399,10 @@ def test_stop_works_where_the_watchdog_was_killed(
 
 
 def test_a_new_run_calls_off_the_stop_that_the_last_one_left(host: Machine, runpod: RunPod) -> None:
-    assert train(host, *on_pod(), "--detach", "--linger-minutes", "0.1", steps=1) == 0
+    assert train(host, *on_pod(), "--detach", "--linger-minutes", "0.05", steps=1) == 0
     eventually(lambda: "has ended" in read(host, "watchdog.log"))
     assert train(host, *on_pod(), "--detach", steps=1000) == 0
-    assert not runpod.stopped.wait(7)
+    assert not runpod.stopped.wait(4)
     assert "run.lock" in held(host)
 
 

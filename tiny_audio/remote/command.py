@@ -316,7 +316,11 @@ def tracked_files() -> tuple[Path, list[str], str | None]:
             "deploy-runpod sends the checkout that it is run in: git clone Tiny Audio, and cd into it"
         )
     listed = subprocess.run([*git, "ls-files", "-z"], cwd=root, capture_output=True, check=True).stdout
-    files = [name for name in listed.decode().split("\0") if name and (root / name).is_file()]
+    files = [
+        name
+        for name in listed.decode().split("\0")
+        if name and ((root / name).is_file() or (root / name).is_symlink())
+    ]
     query = [*git, "ls-files", "-z", "--others", "--exclude-standard"]
     others = subprocess.run(query, cwd=root, capture_output=True, check=True).stdout.decode().split("\0")[:-1]
     if others:
@@ -335,6 +339,8 @@ def check_no_secrets(root: Path, files: list[str]) -> None:
     """Raises UserError where a file that is about to be sent holds one of the secrets."""
     secrets = [os.environ[name].encode() for name in SECRETS if len(os.environ.get(name, "")) >= 8]
     for name in files if secrets else []:
+        if (root / name).is_symlink():  # sent as a link
+            continue
         content = (root / name).read_bytes()
         if any(secret in content for secret in secrets):
             raise UserError(f"{name} holds one of {', '.join(SECRETS)}: take it out; nothing was sent")
@@ -345,7 +351,7 @@ def send(there: Host, root: Path, files: list[str], place: str) -> None:
     if code != 0:
         raise UserError(f"{place} cannot be made on the host: {problems.strip()}")
     names = "".join(f"{name}\0" for name in files).encode()
-    arguments = ["-tpz", "--files-from=-", "--from0", f"{root}/", f"{there.rsync_address}:{place}/"]
+    arguments = ["-ltpz", "--files-from=-", "--from0", f"{root}/", f"{there.rsync_address}:{place}/"]
     there.rsync(arguments, stdin=names)
 
 
