@@ -91,6 +91,7 @@ class Machine:
         (folder / "sshd_config").write_text(
             f"ListenAddress 127.0.0.1\nPort {self.port}\nHostKey {folder}/host_key\nPidFile none\n"
             f"AuthorizedKeysFile {folder}/key.pub\nStrictModes no\nPasswordAuthentication no\nLogLevel DEBUG1\n"
+            "KexAlgorithms curve25519-sha256\nUseDNS no\n"
             f"SetEnv PATH={python}:/usr/local/bin:/usr/bin:/bin\n",
             encoding="utf-8",
         )

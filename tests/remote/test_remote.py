@@ -219,12 +219,13 @@ def test_a_run_is_followed_to_its_end_and_fetched(
     assert metrics["token"] == hashlib.sha256(TOKEN.encode()).hexdigest()  # it did arrive
     assert metrics["commit"]
     assert "the token is ***" in (folder / "train.log").read_text(encoding="utf-8")
-    assert ask(host, "--fetch", "--checkpoints") == 0
-    assert (folder / "checkpoints" / "step-1" / "weights").exists()
     (folder / "remote.json").unlink()
     assert ask(host, "--fetch") == 2
     assert "holds another run" in capfd.readouterr().err
-    assert ask(host, "--fetch", "--to", str(checkout / "elsewhere")) == 0
+    elsewhere = checkout / "elsewhere"
+    assert ask(host, "--fetch", "--checkpoints", "--to", str(elsewhere)) == 0
+    assert (elsewhere / "checkpoints" / "step-1" / "weights").exists()
+    assert (elsewhere / "train.log").exists()
 
 
 def test_no_secret_is_in_arguments_files_or_logs(

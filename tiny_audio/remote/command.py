@@ -295,8 +295,8 @@ def fetch_results(there: Host, place: str, to: Path | None, checkpoints: bool) -
     write_files({marker: json.dumps({"host": there.name, "id": where["id"]}) + "\n"})
     # Files and folders only: what a host sends must not point at anything of ours.
     options = ["-rtz", "--no-links", *([] if checkpoints else ["--exclude=/checkpoints/"])]
-    there.rsync([*options, f"{there.rsync_address}:{where['output_dir']}/", f"{target}/"])
-    there.rsync(["-tz", "--no-links", f"{there.rsync_address}:{place}/.remote/train.log", f"{target}/"])
+    sources = [f"{there.rsync_address}:{where['output_dir']}/", f":{place}/.remote/train.log"]
+    there.rsync([*options, *sources, f"{target}/"])
     names = sorted(path.name + "/" * path.is_dir() for path in target.iterdir() if path.name != FETCHED_FILE)
     typer.echo(f"fetched to {target}: {', '.join(names)}")
     if (target / "model").is_dir():
