@@ -482,6 +482,17 @@ def test_a_mistake_in_the_connection_is_one_line(
     assert error.count("\n") == 1
 
 
+def test_a_key_that_the_host_does_not_know_is_told(
+    machine: Machine, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = machine.options
+    options[options.index("--identity") + 1] = str(machine.folder / "host_key")
+    assert cli.main(["deploy-runpod", *options]) == 2
+    captured = capfd.readouterr()
+    assert "Is your public key on the host" in captured.err
+    assert "connected" not in captured.out
+
+
 def test_a_host_without_tiny_audio_is_told(machine: Machine, capfd: pytest.CaptureFixture[str]) -> None:
     options = machine.options
     options[options.index("--folder") + 1] = str(machine.folder / "nothing")

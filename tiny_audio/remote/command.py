@@ -106,7 +106,7 @@ def deploy_command(
     there = Host(host, port, user, identity, tuple(ssh_option or ()))
     root, files, commit = tracked_files()
     check_no_secrets(root, files)
-    place = find_folder(there, folder)
+    place = find_folder(there, folder or there.default_folder())  # a connection that fails is told here
     step(1, f"{there.address} port {port}: connected; {place}")
     run_shown(there, INSTALL_TOOLS, "rsync and tmux could not be installed")
     step(2, f"code: {len(files)} files of {root.name} at {commit or 'no commit'}")
@@ -181,7 +181,7 @@ def train_command(
     With RUNPOD_API_KEY set, a watchdog on the pod stops it when the run ends, or when its budget is spent, whether this
     machine is awake or not. Without it you are warned: the pod bills until you stop it.
 
-    HF_TOKEN, WANDB_API_KEY and RUNPOD_API_KEY are taken from the environment here and put into that of the training.
+    HF_TOKEN, WANDB_API_KEY and RUNPOD_API_KEY are taken from the environment here and put into that of the processes there.
 
     \b
     Examples:
@@ -387,6 +387,8 @@ def ask(there: Host, place: str, action: str, request: dict[str, Any] | None = N
 def run_shown(there: Host, script: str, problem: str) -> None:
     """Run a script whose output the user sees as it comes.  Raises UserError."""
     code = subprocess.run(there.command(script), stdin=subprocess.DEVNULL).returncode
+    if code == CONNECTION_FAILED:
+        raise NoConnectionError(f"the connection to {there.name} broke (ssh's words are above): run it again")
     if code != 0:
         raise UserError(f"{problem} on {there.name} (exit code {code}; its words are above)")
 
