@@ -222,7 +222,7 @@ def test_a_run_is_followed_to_its_end_and_fetched(
     (folder / "remote.json").unlink()
     assert ask(host, "--fetch") == 2
     assert "holds another run" in capfd.readouterr().err
-    elsewhere = checkout / "elsewhere"
+    elsewhere = checkout.parent / "elsewhere"
     assert ask(host, "--fetch", "--checkpoints", "--to", str(elsewhere)) == 0
     assert (elsewhere / "checkpoints" / "step-1" / "weights").exists()
     assert (elsewhere / "train.log").exists()

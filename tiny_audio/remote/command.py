@@ -106,7 +106,8 @@ def deploy_command(
     there = Host(host, port, user, identity, tuple(ssh_option or ()))
     root, files, commit = tracked_files()
     check_no_secrets(root, files)
-    place = find_folder(there, folder or there.default_folder())  # a connection that fails is told here
+    default = there.default_folder()  # the first connection, and the place to tell that there is none
+    place = find_folder(there, folder or default)
     step(1, f"{there.address} port {port}: connected; {place}")
     run_shown(there, INSTALL_TOOLS, "rsync and tmux could not be installed")
     step(2, f"code: {len(files)} files of {root.name} at {commit or 'no commit'}")
@@ -181,7 +182,7 @@ def train_command(
     With RUNPOD_API_KEY set, a watchdog on the pod stops it when the run ends, or when its budget is spent, whether this
     machine is awake or not. Without it you are warned: the pod bills until you stop it.
 
-    HF_TOKEN, WANDB_API_KEY and RUNPOD_API_KEY are taken from the environment here and put into that of the processes there.
+    HF_TOKEN, WANDB_API_KEY and RUNPOD_API_KEY are taken from the environment here into that of the processes there.
 
     \b
     Examples:
