@@ -366,12 +366,12 @@ def test_the_budget_ends_the_training_and_the_pod(
     """At $0.50 an hour, $0.01 is 72 s: the price is given higher. A training that does not listen is killed."""
     marker = host.place / "outputs" / "short" / "checkpoints" / "saved"
     marker.unlink(missing_ok=True)
-    price = ["--budget-usd", "0.01", "--usd-per-hour", "9"]  # 4 seconds
+    price = ["--budget-usd", "0.01", "--usd-per-hour", "5"]  # 7.2 seconds
     began = time.monotonic()
     assert train(host, *on_pod(), f"seed={seed}", *price, "--detach", steps=1000) == 0
     training = eventually(lambda: json.loads(read(host, "processes.json") or "{}"))["training"]
-    assert runpod.stopped.wait(10)
-    assert 3 < time.monotonic() - began < 8
+    assert runpod.stopped.wait(20)
+    assert 6 < time.monotonic() - began
     assert marker.exists() == saved
     eventually(lambda: not alive(training))
 
