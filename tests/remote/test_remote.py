@@ -371,7 +371,7 @@ def test_the_budget_ends_the_training_and_the_pod(
     assert train(host, *on_pod(), f"seed={seed}", *price, "--detach", steps=1000) == 0
     training = eventually(lambda: json.loads(read(host, "processes.json") or "{}"))["training"]
     assert runpod.stopped.wait(20)
-    assert 6 < time.monotonic() - began
+    assert time.monotonic() - began > 6
     assert marker.exists() == saved
     eventually(lambda: not alive(training))
 
