@@ -12,6 +12,7 @@ import typer
 
 from tiny_audio import cli
 from tiny_audio.evaluate.providers import COMMAND_PROVIDER, PROVIDERS
+from tiny_audio.remote.command import training_request
 from tiny_audio.train.config import compose_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,6 +41,8 @@ def parses(command_line: str) -> bool:
         context = parser.make_context(inner, arguments)
     if name in ("train", "plan", "cache-features"):
         compose_config(context.params["overrides"] or [])
+    if name == "remote-train" and (context.params["config"] or context.params["overrides"]):
+        training_request(context.params["config"], context.params["overrides"] or [])
     if provider := context.params.get("provider"):
         return provider.partition(":")[0] in {*PROVIDERS, COMMAND_PROVIDER}
     return True

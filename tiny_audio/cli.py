@@ -67,6 +67,12 @@ COMMANDS = {
         "deploy_space_command",
         "Publish that page as a Space on the Hugging Face hub.",
     ),
+    "deploy-runpod": Command(
+        "tiny_audio.remote.command", "deploy_command", "Put Tiny Audio on a rented machine, by ssh."
+    ),
+    "remote-train": Command(
+        "tiny_audio.remote.command", "train_command", "Train there; stop the pod when done, or too dear."
+    ),
 }
 
 EXAMPLES = (

@@ -61,7 +61,7 @@ def build_page(listeners: Sequence[Listener], examples: dict[str, str], title: s
             "outputs": transcript,
             "show_progress": "hidden",
         }
-        runs = [audio.upload(**run), audio.stop_recording(**run)]
+        runs: list[Any] = [audio.upload(**run), audio.stop_recording(**run)]
         if examples:
             shown = gradio.Dataset(
                 components=[audio],

@@ -1,0 +1,132 @@
+"""RunPod's API, as far as it takes to stop one pod. It runs on the pod itself, so that no laptop needs to be awake.
+
+REST (https://docs.runpod.io/api-reference/pods/POST/pods/podId/stop) is asked first, then GraphQL
+(https://docs.runpod.io/sdks/graphql/manage-pods), which is older and takes keys that the other may refuse.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from tiny_audio.errors import UserError
+
+KEY_VARIABLE, POD_VARIABLE = "RUNPOD_API_KEY", "RUNPOD_POD_ID"
+# The names of RunPod's own Python package for the second, and ours for the first: a proxy, or a test.
+REST_VARIABLE, GRAPHQL_VARIABLE = "RUNPOD_REST_BASE_URL", "RUNPOD_API_BASE_URL"
+REST_URL, GRAPHQL_URL = "https://rest.runpod.io/v1", "https://api.runpod.io"
+TIMEOUT_SECONDS = 30
+# A program that was started by ssh lacks the variables that RunPod gave the pod's first process.
+FIRST_PROCESS = Path("/proc/1/environ")
+
+
+class RefusedError(Exception):
+    """Both interfaces said no, or did not answer; the message says what each said, without the key."""
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pod that can be stopped."""
+
+    pod_id: str
+    key: str = field(repr=False)
+    key_is_users: bool = True
+
+    def describe(self) -> dict[str, Any]:
+        """The pod's record, with `costPerHr` in dollars.  Raises RefusedError: this pod could not be stopped."""
+        query = f'query {{ pod(input: {{ podId: "{self.pod_id}" }}) {{ id desiredStatus costPerHr }} }}'
+        return self._ask("GET", "", query, "pod")
+
+    def stop(self) -> dict[str, Any]:
+        """Stop it: billing for the GPU ends, the volume stays.  Raises RefusedError."""
+        query = f'mutation {{ podStop(input: {{ podId: "{self.pod_id}" }}) {{ id desiredStatus }} }}'
+        return self._ask("POST", "/stop", query, "podStop")
+
+    def _ask(self, method: str, action: str, query: str, field_name: str) -> dict[str, Any]:
+        rest = os.environ.get(REST_VARIABLE, REST_URL)
+        graphql = os.environ.get(GRAPHQL_VARIABLE, GRAPHQL_URL)
+        refusals = []
+        try:
+            url = f"{rest}/pods/{self.pod_id}{action}"
+            return _request(method, url, {"Authorization": f"Bearer {self.key}"})
+        except RefusedError as error:
+            refusals.append(f"REST: {error}")
+        try:
+            body = json.dumps({"query": query})
+            answer = _request("POST", f"{graphql}/graphql?api_key={quote(self.key, safe='')}", {}, body)
+            record = (answer.get("data") or {}).get(field_name)
+            if answer.get("errors") or not isinstance(record, dict):
+                raise RefusedError(_message_of(answer) or f"no {field_name} in the answer")
+            return record
+        except RefusedError as error:
+            refusals.append(f"GraphQL: {error}")
+        raise RefusedError("; ".join(refusals).replace(self.key, "***"))
+
+
+def find_pod(environment: dict[str, str]) -> Pod | None:
+    """The pod that this machine is, with a key that stops it: the user's in `environment`, else the pod's own.
+
+    None where either is missing.  Raises UserError where user and machine name two pods: one would stop the wrong one.
+    """
+    own = _first_process()
+    given, here = environment.get(POD_VARIABLE), own.get(POD_VARIABLE)
+    if given and here and given != here:
+        raise UserError(
+            f"{POD_VARIABLE} is {given} on your side, and this host is the pod {here}: unset it, or use the right host"
+        )
+    pod_id = here or given
+    key = environment.get(KEY_VARIABLE) or own.get(KEY_VARIABLE)
+    if not pod_id or not key:
+        return None
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", pod_id):
+        raise UserError(
+            f"{POD_VARIABLE} is {pod_id!r}: expected letters, digits and dashes, as RunPod shows them"
+        )
+    return Pod(pod_id, key, key_is_users=KEY_VARIABLE in environment)
+
+
+def _first_process() -> dict[str, str]:
+    try:
+        text = FIRST_PROCESS.read_bytes().decode("utf-8", "replace")
+    except OSError:
+        return {}
+    pairs = (entry.partition("=") for entry in text.split("\0"))
+    return {name: value for name, _, value in pairs if name in (KEY_VARIABLE, POD_VARIABLE) and value}
+
+
+def _request(method: str, url: str, headers: dict[str, str], body: str | None = None) -> dict[str, Any]:
+    """One exchange without redirects: the key goes nowhere but to the address that was named."""
+    parts = urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname or "", parts.port, timeout=TIMEOUT_SECONDS)
+    path = parts.path + (f"?{parts.query}" if parts.query else "")
+    try:
+        headers = {"Content-Type": "application/json", "User-Agent": "tiny-audio", **headers}
+        connection.request(method, path, body, headers)
+        response = connection.getresponse()
+        text = response.read(1_000_000).decode("utf-8", "replace")
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise RefusedError(f"{parts.hostname} does not answer ({type(error).__name__})") from error
+    finally:
+        connection.close()
+    try:
+        answer = json.loads(text) if text.strip() else {}
+    except ValueError:
+        answer = {}
+    answer = answer if isinstance(answer, dict) else {}
+    if not 200 <= response.status < 300:
+        raise RefusedError(f"{response.status} {_message_of(answer) or response.reason}".strip())
+    return answer
+
+
+def _message_of(answer: dict[str, Any]) -> str:
+    errors = answer.get("errors")
+    if isinstance(errors, list) and errors and isinstance(errors[0], dict):
+        return str(errors[0].get("message", ""))[:200]
+    return str(answer.get("message") or answer.get("error") or "")[:200]
