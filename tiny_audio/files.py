@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 CACHE_VARIABLE = "TINY_AUDIO_CACHE"
 
 
-def write_files(contents: dict[Path, str]) -> None:
-    """Write several text files so that none is ever half there: under temporary names, then renamed in order.
+def safe_name(text: str) -> str:
+    """`text` as a name for a file or folder on every system; the caller cuts what is too long."""
+    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.") or "unnamed"
+
+
+def write_files(contents: Mapping[Path, str | bytes]) -> None:
+    """Write files, text or bytes, so that none is ever half there: under temporary names, then renamed in order.
 
     Raises OSError (no space, no permission) with every temporary file removed.
     """
     temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in contents}
     try:
-        for path, text in contents.items():
+        for path, content in contents.items():
+            if isinstance(content, bytes):
+                temporary[path].write_bytes(content)
+                continue
             # A lone surrogate (a file name that is not UTF-8) must not cost the whole report.
-            temporary[path].write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+            temporary[path].write_text(content, encoding="utf-8", errors="backslashreplace", newline="\n")
         for path in contents:
             os.replace(temporary[path], path)
     finally:
@@ -26,15 +36,15 @@ def write_files(contents: dict[Path, str]) -> None:
             path.unlink(missing_ok=True)
 
 
-def write_folder(folder: Path, contents: dict[str, str]) -> None:
-    """Write text files by name into a folder, which is made where there is none; see `write_files`.
+def write_folder(folder: Path, contents: Mapping[str, str | bytes]) -> None:
+    """Write files by name into a folder, which is made where there is none; see `write_files`.
 
     Raises OSError, which names the folder where the system did not say what was full; a new folder is gone then.
     """
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        write_files({folder / name: text for name, text in contents.items()})
+        write_files({folder / name: content for name, content in contents.items()})
     except OSError as error:
         if is_new:
             folder.rmdir()

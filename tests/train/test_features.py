@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 
-from tests.tiny_models import noise, save_bases
+from tests.tiny_models import noise
 from tests.train.short_runs import assert_same, settings, weights, write_speech
 from tiny_audio.data import features as stored
 from tiny_audio.data.sources import open_sources
@@ -35,16 +35,6 @@ AUGMENTATION = (
     "augmentation.time_masks=1",
     "data.features_cache_variants=2",
 )
-
-
-@pytest.fixture(scope="module")
-def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_speech(tmp_path_factory.mktemp("speech"))
-
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_bases(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from tests.tiny_models import tiny_config
-from tests.train.short_runs import assert_same, settings, weights, write_speech
+from tests.train.short_runs import assert_same, settings, weights
 from tiny_audio.data.loader import TrainData
 from tiny_audio.data.sources import open_sources
 from tiny_audio.errors import UserError
@@ -34,11 +34,6 @@ from tiny_audio.train.records import draw_loss, read_metrics
 from tiny_audio.train.run import run
 
 GOLDEN_NANO_LOSSES = [12.599, 5.67, 8.915, 5.615, 7.486]  # ctc of the first step, then (lm, ctc) of two
-
-
-@pytest.fixture(scope="module")
-def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_speech(tmp_path_factory.mktemp("speech"))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from tests.train.short_runs import settings, write_speech
+from tests.train.short_runs import settings
 from tiny_audio.train.records import read_metrics
 
 # A run whose config is a file: the tiny towers of the tests are no experiment.
@@ -21,11 +21,6 @@ from omegaconf import OmegaConf
 from tiny_audio.train.run import run
 run(OmegaConf.load(sys.argv[1]))
 """
-
-
-@pytest.fixture(scope="module")
-def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_speech(tmp_path_factory.mktemp("speech"))
 
 
 def train(num_processes: int, speech: Path, folder: Path, *overrides: str) -> list[float]:

@@ -40,6 +40,13 @@ def test_the_speed_of_this_machine_is_of_the_right_order() -> None:
     assert 1e8 < matmul_flops_per_second(torch.device("cpu"), torch.float32) < 1e14
 
 
+def test_measuring_takes_no_random_number_of_the_run() -> None:
+    before = torch.get_rng_state()
+    matmul_flops_per_second(torch.device("cpu"), torch.float32)
+    SpeedMeter(tiny_config(), 7.0, 1e9).flops_per_audio_second(LossWeights(ctc=1.0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_run_says_how_it_uses_its_machine(tmp_path: Path) -> None:
     speech = write_speech(tmp_path)
     run(settings(speech, tmp_path / "run", "training.usd_per_hour=3600", "augmentation.splice_probability=0"))

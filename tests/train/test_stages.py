@@ -12,23 +12,12 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from tests.tiny_models import save_bases
-from tests.train.short_runs import assert_same, settings, weights, write_speech
+from tests.train.short_runs import assert_same, settings, weights
 from tiny_audio.hub.asr_checkpoint import fingerprint, load_bases, load_model, merge
 from tiny_audio.train.build import build_model
 from tiny_audio.train.parameters import parameter_table
 from tiny_audio.train.records import read_metrics
 from tiny_audio.train.run import run
-
-
-@pytest.fixture(scope="module")
-def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_speech(tmp_path_factory.mktemp("speech"))
-
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_bases(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(autouse=True)

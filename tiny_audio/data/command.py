@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from tiny_audio.files import safe_name, write_folder
 
 app = typer.Typer(
     help="Look at speech before training on it.",
@@ -60,11 +61,9 @@ def inspect_command(
     """
     import dataclasses
     import io
-    import os
 
     from tiny_audio.data.inspection import draw_inspection, format_inspection, inspect_source
     from tiny_audio.data.sources import open_source
-    from tiny_audio.files import write_folder
     from tiny_audio.train.config import compose_config
 
     defaults = compose_config([])
@@ -76,6 +75,8 @@ def inspect_command(
         folder = output_dir or Path("outputs") / f"inspect_{_safe(spec)}"
         if output_dir is not None and len(sources) > 1:
             folder = output_dir / _safe(spec)
+        picture = io.BytesIO()
+        draw_inspection(found, picture)
         suspects = [json.dumps(dataclasses.asdict(each), ensure_ascii=False) for each in found.suspects]
         write_folder(
             folder,
@@ -83,15 +84,11 @@ def inspect_command(
                 TEXT_FILE: text + "\n",
                 JSON_FILE: json.dumps(found.as_json(), ensure_ascii=False, indent=2) + "\n",
                 SUSPECTS_FILE: "".join(f"{line}\n" for line in suspects),
+                PICTURE_FILE: picture.getvalue(),
             },
         )
-        picture = io.BytesIO()
-        draw_inspection(found, picture)
-        temporary = folder / f".{PICTURE_FILE}.tmp"
-        temporary.write_bytes(picture.getvalue())
-        os.replace(temporary, folder / PICTURE_FILE)
         typer.echo(f"\npictures: {folder / PICTURE_FILE}   rows to look at: {folder / SUSPECTS_FILE}\n")
 
 
 def _safe(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.")[-60:] or "unnamed"
+    return safe_name(name)[-60:]  # the end of a path says most

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ from tiny_audio.evaluate.report import format_samples, format_summary, write_res
 from tiny_audio.evaluate.results import METRICS_FILE, PAGE_FILE, RESULTS_TEXT_FILE, EvalResult
 from tiny_audio.evaluate.runner import evaluate
 from tiny_audio.evaluate.store import TranscriptStore, cached_store
+from tiny_audio.files import safe_name
 
 CORPUS_TEST = "corpus:test"
 # Every configuration of LoquaciousSet has the same test split.
@@ -285,7 +285,7 @@ def _data_name(data: str) -> str:
 
 
 def _safe(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.")[:60] or "unnamed"
+    return safe_name(name)[:60]
 
 
 def check_output_dir(folder: Path) -> None:

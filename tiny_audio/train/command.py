@@ -6,6 +6,15 @@ from typing import Annotated
 
 import typer
 
+TrainOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="+experiments=NAME and key=value pairs, as for train.",
+        metavar="[OVERRIDE]...",
+        show_default=False,
+    ),
+]
+
 
 def train(
     overrides: Annotated[
@@ -86,14 +95,7 @@ def train(
 
 
 def cache_features(
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="+experiments=NAME and key=value pairs, as for train.",
-            metavar="[OVERRIDE]...",
-            show_default=False,
-        ),
-    ] = None,
+    overrides: TrainOverrides = None,
 ) -> None:
     """Run a frozen encoder over the training clips once and keep what it gives for all epochs and runs to come.
 

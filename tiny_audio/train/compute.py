@@ -15,6 +15,7 @@ from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AttentionInterface
@@ -24,6 +25,7 @@ from tiny_audio.hub.asr_encoders import encoder_family, run_encoder
 from tiny_audio.hub.asr_losses import LossWeights
 from tiny_audio.hub.asr_modeling import TinyAudioForConditionalGeneration
 from tiny_audio.hub.asr_processing import SAMPLING_RATE
+from tiny_audio.train.parameters import meta_model
 
 HOP_LENGTH = 160  # 10 ms, which all named encoders have
 CLIP_SECONDS = 7.0  # mean of LoquaciousSet and of most sets of read speech
@@ -75,6 +77,17 @@ class StepCost:
     @property
     def fixed_bytes(self) -> int:
         return sum(self.weight_bytes.values())
+
+
+def cost_of_config(config: DictConfig, weights: LossWeights, clip_seconds: float) -> StepCost:
+    """`step_cost` of the model that a training config describes."""
+    return step_cost(
+        meta_model(config),
+        weights,
+        gradient_checkpointing=config.training.gradient_checkpointing,
+        clip_seconds=clip_seconds,
+        hop_length=config.model.feature_extractor.get("hop_length", HOP_LENGTH),
+    )
 
 
 def step_cost(

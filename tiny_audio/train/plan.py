@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from tiny_audio.errors import UserError
+from tiny_audio.train.command import TrainOverrides
 
 GPUS_FILE = Path(__file__).parents[1] / "facts" / "gpus.yaml"
 # Share of the data sheet's speed that a tuned run reaches; 0.4-0.5 is what well-kept training code reports.
@@ -68,14 +69,7 @@ def read_gpus(path: Path = GPUS_FILE) -> GpuTable:
 
 
 def plan(
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="+experiments=NAME and key=value pairs, as for train.",
-            metavar="[OVERRIDE]...",
-            show_default=False,
-        ),
-    ] = None,
+    overrides: TrainOverrides = None,
     utilization: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="Share of a GPU's printed speed that the run reaches.")
     ] = UTILIZATION,
@@ -104,19 +98,13 @@ def plan(
     from rich.console import Console
 
     from tiny_audio.train.build import loss_weights
-    from tiny_audio.train.compute import HOP_LENGTH, step_cost
-    from tiny_audio.train.parameters import meta_model, print_parameter_table
+    from tiny_audio.train.compute import cost_of_config
+    from tiny_audio.train.parameters import print_parameter_table
 
     console = Console()
     print_parameter_table(config, console)
     settings = config.training
-    cost = step_cost(
-        meta_model(config),
-        loss_weights(config, settings.max_steps),
-        gradient_checkpointing=settings.gradient_checkpointing,
-        clip_seconds=clip_seconds,
-        hop_length=config.model.feature_extractor.get("hop_length", HOP_LENGTH),
-    )
+    cost = cost_of_config(config, loss_weights(config, settings.max_steps), clip_seconds)
     console.print(_cost_table(cost, settings.batch_seconds))
     console.print(_gpu_table(table, cost, config, utilization))
     step_seconds = settings.batch_seconds * settings.gradient_accumulation_steps

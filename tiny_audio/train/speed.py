@@ -15,8 +15,7 @@ from omegaconf import DictConfig
 
 from tiny_audio.data.loader import TrainData
 from tiny_audio.hub.asr_losses import LossWeights
-from tiny_audio.train.compute import HOP_LENGTH, StepCost, step_cost
-from tiny_audio.train.parameters import meta_model
+from tiny_audio.train.compute import cost_of_config
 
 MATRIX_SIZE = {"cuda": 8192, "cpu": 1024}
 REPETITIONS = 10
@@ -25,7 +24,8 @@ REPETITIONS = 10
 def matmul_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
     """The best of some multiplications of square matrices on `device`."""
     size = MATRIX_SIZE.get(device.type, 2048)
-    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    # Not random: the numbers would be taken from those that the run draws, and a resumed run would draw others.
+    left, right = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
     for _ in range(REPETITIONS):
         _wait_for(device)
@@ -64,13 +64,7 @@ class SpeedMeter:
         return self._costs[kind]
 
     def _count(self, weights: LossWeights) -> float:
-        cost: StepCost = step_cost(
-            meta_model(self._config),
-            weights,
-            gradient_checkpointing=False,
-            clip_seconds=self._clip_seconds,
-            hop_length=self._config.model.feature_extractor.get("hop_length", HOP_LENGTH),
-        )
+        cost = cost_of_config(self._config, weights, self._clip_seconds)
         cached = {"encoder"} if self._config.data.features_cache else set()
         return sum(part.flops for part in cost.parts if part.part not in cached)
 
