@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -93,7 +94,8 @@ def test_embedding_loss_is_ctc_over_the_whole_vocabulary(
     found = torch.autograd.grad((losses * weights).sum(), trained)
     unit = torch.nn.functional.rms_norm(tokens, (16,), eps=1e-6) / 4
     scores = unit @ torch.nn.functional.rms_norm(table, (16,), eps=1e-6).T
-    logits = torch.cat([(unit @ module.blank + module.blank_bias)[..., None], scores], dim=-1)
+    blank = unit @ module.blank + module.blank_bias + math.log(40)
+    logits = torch.cat([blank[..., None], scores], dim=-1)
     plain, _ = alignment_loss(logits, lengths, torch.where(targets < 0, -1, targets + 1))
     assert torch.allclose(losses, plain, atol=1e-5)
     for one, other in zip(found, torch.autograd.grad((plain * weights).sum(), trained), strict=True):
@@ -118,6 +120,14 @@ def test_embedding_loss_pulls_audio_to_embeddings() -> None:
     wrong = table[torch.tensor([[9, 1, 30]])].clone()
     targets, lengths = torch.tensor([[3, 8, 5]]), torch.tensor([3])
     assert module(right, lengths, targets, table)[0] < 1.0 < module(wrong, lengths, targets, table)[0]
+
+
+def test_the_blank_starts_with_half_of_the_mass() -> None:
+    torch.manual_seed(0)
+    module, table = EmbeddingCTC(64), torch.randn(4000, 64)
+    tokens, nothing = torch.randn(1, 6, 64), torch.full((1, 1), -1)
+    loss, _ = module(tokens, torch.tensor([6]), nothing, table)  # the likelihood of six blanks
+    assert 0.3 < math.exp(-loss.item() / 6) < 0.5
 
 
 @pytest.mark.parametrize(

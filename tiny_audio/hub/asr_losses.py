@@ -9,6 +9,7 @@ frames, the *embedding loss* scores text tokens on audio tokens against the deco
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from dataclasses import dataclass
 from typing import Any
@@ -113,6 +114,9 @@ class EmbeddingCTC(nn.Module):
     Both sides are brought to unit root mean square, and the dot product is divided by sqrt(D_t), so that an
     unrelated pair scores about N(0, 1) and an identical one sqrt(D_t), whatever the scale of the table. The table
     itself gets no gradient: the loss pulls audio tokens to the embeddings, never the other way round.
+
+    The blank starts with as much mass as all rivals together. Without that head start none of 49k classes is rarer:
+    the loss then finds paths that stretch tokens over all frames, and the audio tokens learn hardly anything.
     """
 
     def __init__(self, width: int):
@@ -139,7 +143,6 @@ class EmbeddingCTC(nn.Module):
         target_lengths = (targets != CTC_PADDING).sum(dim=1)
         scale = audio_tokens.shape[-1] ** -0.5
         tokens = _unit_rms(audio_tokens.float()) * scale  # (B, P, D_t)
-        blank = tokens @ self.blank.float() + self.blank_bias.float()  # (B, P)
         own, classes = _own_classes(targets)  # (B, U) token ids padded with -1, (B, C) index into U
         table = _unit_rms(embeddings.detach().float())  # (vocabulary, D_t)
         own_scores = torch.einsum("bpd,bud->bpu", tokens, table[own.clamp(min=0)])
@@ -151,6 +154,7 @@ class EmbeddingCTC(nn.Module):
         if 0 < num_negatives < len(table):
             negatives = _fixed_negatives(len(table), num_negatives).to(own.device)  # (K,)
             table, is_own = table[negatives], is_own[:, negatives]
+        blank = tokens @ self.blank.float() + self.blank_bias.float() + math.log(len(table))  # (B, P)
         # CTC needs the rivals' mass alone: a class for each of 49k-152k tokens would cost more than the decoder.
         rivals = LogMass.apply(tokens, table, is_own)  # (B, P)
         logits = torch.cat([blank[..., None], own_scores, rivals[..., None]], dim=-1)
