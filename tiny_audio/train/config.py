@@ -94,7 +94,7 @@ class PeftSettings(LoraSettings):
 class CTCSettings:
     weight: float = number(0)
     final_weight: float | None = number(0)
-    alone_share: float = number(0, most=0.9)
+    alone_share: float = number(0, most=1)
     embedding_weight: float = number(0)
     embedding_negatives: int = number(0)
     vocabulary: str
