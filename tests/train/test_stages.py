@@ -45,12 +45,19 @@ def pretrained(speech: Path, folder: Path, *overrides: str) -> Any:
 
 @pytest.fixture(scope="module")
 def first_stage(bases: Path, speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Projector and alignment alone, the decoder resting for half of the steps."""
+    """Projector and alignment alone, the decoder resting."""
     folder = tmp_path_factory.mktemp("runs") / "first"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TINY_AUDIO_MODELS", str(bases))
-        run(pretrained(speech, folder, "ctc.alone_share=0.5"))
+        run(pretrained(speech, folder, "ctc.alone_share=1"))
     return folder
+
+
+def test_a_stage_without_the_decoder_is_not_judged_by_it(first_stage: Path) -> None:
+    metrics = json.loads((first_stage / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["steps"] > 0 and "wer" not in metrics
+    assert not (first_stage / "results.txt").exists()
+    assert all("dev_wer" not in line for line in read_metrics(first_stage / "metrics.jsonl"))
 
 
 def test_an_adapter_records_its_bases_and_holds_none_of_their_weights(first_stage: Path) -> None:

@@ -67,14 +67,15 @@ def train(
     if result is None:
         return
     metrics = result.metrics
-    low, high = metrics["wer_ci95"]
-    width = max(40, shutil.get_terminal_size((100, 24)).columns)
-    typer.echo(f"\n{format_samples(result.evaluation, 10, width)}\n")
-    typer.echo(
-        f"word error rate on {metrics['data']}: {100 * metrics['wer']:.1f}% "
-        f"(95% interval {100 * low:.1f} to {100 * high:.1f}%), "
-        f"{metrics['reference_words']:,} words in {metrics['num_samples']:,} clips"
-    )
+    if result.evaluation is not None:
+        low, high = metrics["wer_ci95"]
+        width = max(40, shutil.get_terminal_size((100, 24)).columns)
+        typer.echo(f"\n{format_samples(result.evaluation, 10, width)}\n")
+        typer.echo(
+            f"word error rate on {metrics['data']}: {100 * metrics['wer']:.1f}% "
+            f"(95% interval {100 * low:.1f} to {100 * high:.1f}%), "
+            f"{metrics['reference_words']:,} words in {metrics['num_samples']:,} clips"
+        )
     typer.echo(
         f"trained {metrics['steps']:,} steps on {metrics['audio_hours']:.1f} h of audio "
         f"in {metrics['train_seconds'] / 60:.1f} minutes"
@@ -91,7 +92,10 @@ def train(
         f"model: {result.model_folder}   figures: {result.folder / 'metrics.json'}   "
         f"curve: {result.folder / 'loss.png'}"
     )
-    typer.echo(f"next:  tiny-audio transcribe {result.model_folder} my.wav")
+    if result.evaluation is None:
+        typer.echo(f"the decoder has yet to train:  tiny-audio train ... init_from={result.model_folder}")
+    else:
+        typer.echo(f"next:  tiny-audio transcribe {result.model_folder} my.wav")
 
 
 def cache_features(

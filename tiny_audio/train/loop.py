@@ -281,7 +281,7 @@ class Trainer:
         # Before the decoder's first step it has nothing to say.
         listens = step > self.config.ctc.alone_share * settings.max_steps
         evaluate = self.evaluate if self.accelerator.is_main_process else None  # the others wait for it
-        if evaluate is not None and ((step % settings.eval_steps == 0 and listens) or last):
+        if evaluate is not None and listens and (step % settings.eval_steps == 0 or last):
             started = time.perf_counter()
             self.model.eval()
             line = {**(line or {"step": step}), **evaluate()}

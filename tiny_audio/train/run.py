@@ -54,7 +54,7 @@ class RunResult:
     folder: Path
     model_folder: Path
     metrics: dict[str, Any]
-    evaluation: EvalResult
+    evaluation: EvalResult | None  # None: the decoder rested to the end (ctc.alone_share=1) and has nothing to show
     previous_run: Path | None
 
 
@@ -111,7 +111,7 @@ def run(config: DictConfig) -> RunResult | None:
                 uploads.close()
             data.close()  # idle workers would hold their memory through the final evaluation
             draw_loss(folder, f"Tiny Audio: {folder.name}")
-    if looks.clips:
+    if looks.clips and config.ctc.alone_share < 1:
         display.note(_choose_window(looks))
     return _finish(config, trainer, processor, test, folder, previous, progress)
 
@@ -145,17 +145,7 @@ def _finish(
     model = trainer.bare_model.eval()
     model_folder = folder / "model"
     save_model(model, processor, model_folder)
-    result = evaluate(
-        TinyAudioProvider(model, processor),
-        test,
-        model_name=str(model_folder),
-        batch_size=EVALUATION_BATCH_SIZE,
-        show_progress=True,
-    )
-    write_results(result, folder)
-    write_page([result], folder / PAGE_FILE, audio_reader(result, test))
-    metrics = {
-        **metrics_record(result),
+    metrics: dict[str, Any] = {
         "train_seconds": progress.train_seconds,
         "steps": progress.step,
         "audio_hours": progress.audio_seconds / 3600,
@@ -163,6 +153,18 @@ def _finish(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
+    result = None
+    if config.ctc.alone_share < 1:
+        result = evaluate(
+            TinyAudioProvider(model, processor),
+            test,
+            model_name=str(model_folder),
+            batch_size=EVALUATION_BATCH_SIZE,
+            show_progress=True,
+        )
+        write_results(result, folder)
+        write_page([result], folder / PAGE_FILE, audio_reader(result, test))
+        metrics = {**metrics_record(result), **metrics}
     write_files({folder / "metrics.json": json.dumps(metrics, indent=2) + "\n"})
     return RunResult(folder, model_folder, metrics, result, previous)
 
