@@ -25,9 +25,9 @@ CHECKS = (
     Check("corpus", TRIALS, "corpus"),
     Check("samples", TRIALS, "samples", broken=OPTIONAL, without="sample recordings"),
     Check("recipes", TRIALS, "recipes"),
-    Check("trial training", TRIALS, "training", limit_seconds=300),
+    Check("trial training", TRIALS, "training", limit_seconds=600),
     Check("models", MACHINE, "models", broken=OPTIONAL),
-    Check("hub", MACHINE, "hub", broken=NANO_ONLY, without="models and data from the hub", limit_seconds=30),
+    Check("hub", MACHINE, "hub", broken=NANO_ONLY, without="models and data from the hub", limit_seconds=60),
 )
 STYLES = {Level.OK: "green", Level.OPTIONAL: "dim", Level.NANO_ONLY: "yellow", Level.FAILED: "bold red"}
 

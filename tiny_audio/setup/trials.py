@@ -25,7 +25,6 @@ FORMATS = {
     "OGG Opus": ("OGG", "OPUS", True),  # the embedded corpus
     "MP3": ("MP3", "MPEG_LAYER_III", False),
 }
-SAMPLES_FOLDER = Path("samples")
 NUM_TRIAL_CLIPS = 4
 
 
@@ -134,17 +133,22 @@ def corpus(report: Report) -> Iterator[Finding]:
 def samples(report: Report) -> Iterator[Finding]:
     """The recordings of `download-samples`, where they are."""
     from tiny_audio.data.sources import open_source
+    from tiny_audio.setup.samples import DIGITS, SAMPLES_FOLDER, SPEECH
 
-    if not SAMPLES_FOLDER.is_dir():
+    there = [folder for name in (DIGITS, SPEECH) if (folder := SAMPLES_FOLDER / name).is_dir()]
+    if not there:
         found = f"no folder {SAMPLES_FOLDER} here; the course begins with it"
         yield Finding("samples", Level.OPTIONAL, found, "tiny-audio download-samples")
         return
-    source = open_source(SAMPLES_FOLDER)
-    rows = source.utterances()
-    for row in rows:
-        report(row.id)
-        source.read(row)
-    yield Finding("samples", Level.OK, f"{len(rows)} recordings in {SAMPLES_FOLDER}")
+    counts = []
+    for folder in there:
+        source = open_source(folder)
+        rows = source.utterances()
+        for row in rows:
+            report(row.id)
+            source.read(row)
+        counts.append(f"{len(rows)} in {folder}")
+    yield Finding("samples", Level.OK, f"recordings: {', '.join(counts)}")
 
 
 def recipes(report: Report) -> Iterator[Finding]:
