@@ -60,7 +60,8 @@ def packages(report: Report) -> Iterator[Finding]:
     broken = 0
     for requirement in core:
         problem = problem_of(requirement)
-        remedy = install_line(f"{requirement.name}{requirement.specifier}")
+        bounded = f"{requirement.name}{requirement.specifier}"
+        remedy = install_line(bounded)
         if problem is None:
             report(f"import {requirement.name}")
             try:
@@ -68,7 +69,7 @@ def packages(report: Report) -> Iterator[Finding]:
                 continue
             except Exception as error:
                 problem = f"{requirement.name} cannot be imported: {one_line(error)}"
-                remedy = install_line(f"{requirement.name}{requirement.specifier}", upgrade=True)
+                remedy = install_line(bounded, again=True)
         broken += 1
         yield Finding("package", Level.FAILED, problem, remedy)
     if not broken:

@@ -117,7 +117,9 @@ def _receive(
                 _begin(part, etag, answer.headers.get("ETag", ""))
             size = _write(answer, wanted, part, start, progress)
     except (httpx.TransportError, httpx.StreamError) as error:
-        raise Unavailable(f"{type(error).__name__}: {error}", has_answered=has_answered) from error
+        if not has_answered:
+            raise Unavailable(f"no answer ({type(error).__name__}: {error})", has_answered=False) from error
+        size = part.stat().st_size if part.is_file() else 0
     if size < wanted.num_bytes:
         raise Unavailable(f"the connection ended after {size:,} of {wanted.num_bytes:,} bytes")
     found = sha256_of(part)

@@ -13,6 +13,7 @@ from tiny_audio.setup.isolation import Check, run_checks
 
 MACHINE, TRIALS = "tiny_audio.setup.checks", "tiny_audio.setup.trials"
 OPTIONAL, NANO_ONLY = Level.OPTIONAL, Level.NANO_ONLY
+TRAIN_AND_TELL = "tiny-audio train training.max_steps=2 output_dir=outputs/trial --debug"
 # In the order of the table. What imports little comes first.
 CHECKS = (
     Check("Python", MACHINE, "python"),
@@ -24,8 +25,8 @@ CHECKS = (
     Check("codecs", TRIALS, "codecs"),
     Check("corpus", TRIALS, "corpus"),
     Check("samples", TRIALS, "samples", broken=OPTIONAL, without="sample recordings"),
-    Check("recipes", TRIALS, "recipes"),
-    Check("trial training", TRIALS, "training", limit_seconds=600),
+    Check("recipes", TRIALS, "recipes", remedy="tiny-audio plan --debug"),
+    Check("trial training", TRIALS, "training", limit_seconds=300, remedy=TRAIN_AND_TELL),
     Check("models", MACHINE, "models", broken=OPTIONAL),
     Check("hub", MACHINE, "hub", broken=NANO_ONLY, without="models and data from the hub", limit_seconds=60),
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tiny_audio.setup.findings import Finding, Level
 from tiny_audio.setup.isolation import Report, one_line
-from tiny_audio.setup.requirements import install_line
+from tiny_audio.setup.requirements import CHECKOUT, PROJECT_FILE, install_line, with_bounds
 
 SAMPLING_RATE = 16_000
 TONE_HERTZ, TONE_SECONDS = 440, 1.0
@@ -48,7 +48,7 @@ def codecs(report: Report) -> Iterator[Finding]:
             readable.append(name)
             continue
         level = Level.FAILED if is_needed else Level.OPTIONAL
-        remedy = install_line("soundfile", upgrade=True)
+        remedy = install_line(with_bounds("soundfile"), again=True)
         yield Finding(f"codec {name}", level, problem, remedy, None if is_needed else f"{name} files")
     if readable:
         yield Finding("codecs", Level.OK, f"{', '.join(readable)} are read")
@@ -106,11 +106,16 @@ def corpus(report: Report) -> Iterator[Finding]:
 
     from tiny_audio.data import corpus
 
-    broken = zipfile.ZipFile(corpus.PATH).testzip()
+    remedy = install_line(again=True)
+    if PROJECT_FILE.is_file():
+        remedy = f"git checkout -- {corpus.PATH.relative_to(CHECKOUT).as_posix()}"
+    try:
+        broken = zipfile.ZipFile(corpus.PATH).testzip()
+    except (OSError, zipfile.BadZipFile) as error:
+        yield Finding("corpus", Level.FAILED, one_line(error), remedy)
+        return
     if broken is not None:
-        yield Finding(
-            "corpus", Level.FAILED, f"{corpus.PATH}: {broken} is damaged", install_line(upgrade=True)
-        )
+        yield Finding("corpus", Level.FAILED, f"{corpus.PATH}: {broken} is damaged", remedy)
         return
     parts = []
     for split in corpus.SPLITS:
@@ -119,12 +124,7 @@ def corpus(report: Report) -> Iterator[Finding]:
         hours = sum(entry.seconds for entry in entries) / 3600
         waveform = corpus.read_audio(entries[0])[0]
         if len(waveform) != entries[0].num_samples or not numpy.abs(waveform).max() > 0.01:
-            yield Finding(
-                "corpus",
-                Level.FAILED,
-                f"{entries[0].id} is not what the index says",
-                install_line(upgrade=True),
-            )
+            yield Finding("corpus", Level.FAILED, f"{entries[0].id} is not what the index says", remedy)
             return
         parts.append(f"{split} {hours:.2f} h")
     yield Finding("corpus", Level.OK, f"{', '.join(parts)}; checksums agree")
@@ -199,20 +199,18 @@ def training(report: Report) -> Iterator[Finding]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows may still hold a file
         speech = Path(folder) / "speech"
         write_corpus_samples(speech, NUM_TRIAL_CLIPS)
-        settings = {
-            "output_dir": Path(folder) / "run",
-            "data.train": speech,
-            "data.eval": speech,
-            "data.test": speech,
-            "ctc.alone_share": 0,  # both losses in both steps
-            "training.max_steps": 2,
-            "training.warmup_steps": 1,
-            "training.logging_steps": 1,
-            "training.num_workers": 0,
-            "training.tracker": "none",
-        }
+        # Both losses in both steps. Paths are set afterwards: on the command line a comma would have to be quoted.
+        settings = [
+            "ctc.alone_share=0",
+            "training.max_steps=2",
+            "training.warmup_steps=1",
+            "training.logging_steps=1",
+        ]
+        config = compose_config([*settings, "training.num_workers=0", "training.tracker=none"])
+        config.output_dir = str(Path(folder) / "run")
+        config.data.train = config.data.eval = config.data.test = str(speech)
         report("two steps")
-        result = run(compose_config([f"{key}={value}" for key, value in settings.items()]))
+        result = run(config)
         assert result is not None
         losses = [line["loss"] for line in read_metrics(result.folder / "metrics.jsonl")]
         report("reading the model back")
