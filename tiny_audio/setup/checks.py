@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import tiny_audio
-from tiny_audio.setup.findings import Finding, Level
+from tiny_audio.setup.findings import HUB_WORDS, Finding, Level
 from tiny_audio.setup.isolation import Report, one_line
 from tiny_audio.setup.requirements import (
     EXTRAS,
@@ -32,7 +32,6 @@ NANO_MEMORY_GB, SMALL_MEMORY_GB = 1.5, 4.0
 NANO_DISK_GB, SMALL_DISK_GB = 0.5, 4.0
 MODELS_VARIABLE = "TINY_AUDIO_MODELS"
 HUB_SECONDS = 5.0
-HUB_WORDS = "models and data from the hub"
 
 
 def python(report: Report) -> Iterator[Finding]:
