@@ -108,7 +108,7 @@ def corpus(report: Report) -> Iterator[Finding]:
 
     remedy = install_line(again=True)
     if PROJECT_FILE.is_file():
-        remedy = f"git checkout -- {corpus.PATH.relative_to(CHECKOUT).as_posix()}"
+        remedy = f'git -C "{CHECKOUT}" checkout -- tiny_audio/corpus/{corpus.PATH.name}'
     try:
         broken = zipfile.ZipFile(corpus.PATH).testzip()
     except (OSError, zipfile.BadZipFile) as error:
