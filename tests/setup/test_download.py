@@ -98,6 +98,7 @@ def test_a_file_that_changed_meanwhile_is_not_glued(fetching: Fetching) -> None:
         server.behaviours = [cut_after(20_000)] * download.ATTEMPTS
         with pytest.raises(Unavailable):
             fetching(wanted(server.url))
+        server.behaviours = []
         server.content, server.etag = CONTENT, '"new"'
         assert fetching(wanted(server.url)) == CONTENT
         assert server.requests[-1][1]["if-range"] == '"old"'
@@ -140,7 +141,6 @@ def test_a_server_that_stays_out_of_order_is_given_up(fetching: Fetching) -> Non
         (status(200, CONTENT, Content_Encoding="gzip"), "compresses"),
         (status(302, Location="file:///etc/passwd"), "not http or https"),
         (status(302, Location="ftp://127.0.0.1/a"), "not http or https"),
-        (status(302, Location="http://127.0.0.1:no-port/"), "no address"),
         (status(302), "redirected more than"),  # to itself, again and again
         (endless, "more than the 50,000 bytes"),
     ],

@@ -26,9 +26,8 @@ from tiny_audio.setup.requirements import (
 )
 
 GIGABYTE = 1e9
-# nano's training and the process that prepares its batches need about 1.2 GB together, small's about 3.
+# Estimates with room to spare: of a training and the processes that prepare its batches; of models and a run's files.
 NANO_MEMORY_GB, SMALL_MEMORY_GB = 1.5, 4.0
-# A run of nano keeps about 0.1 GB; whisper-base and SmolLM2-135M with a run of small, about 2.
 NANO_DISK_GB, SMALL_DISK_GB = 0.5, 4.0
 MODELS_VARIABLE = "TINY_AUDIO_MODELS"
 HUB_SECONDS = 5.0
@@ -273,6 +272,7 @@ def hub(report: Report) -> Iterator[Finding]:
     from tiny_audio.setup.trials import recipes_of_local_models
 
     endpoint = constants.ENDPOINT
+    problem: str | None
     if constants.HF_HUB_OFFLINE:
         problem, remedy = "switched off by HF_HUB_OFFLINE", "unset HF_HUB_OFFLINE"
     else:

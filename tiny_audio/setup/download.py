@@ -144,10 +144,7 @@ def _open(client: httpx.Client, url: str, headers: dict[str, str]) -> httpx.Resp
             return answer
         location = answer.headers.get("Location", "")
         answer.close()
-        try:
-            target = httpx.URL(url).join(location)
-        except httpx.InvalidURL:
-            raise Refused(f"redirected to {location!r:.100}, which is no address") from None
+        target = httpx.URL(url).join(location)  # an address, or httpx had refused the answer
         if target.scheme not in allowed or not target.host:
             raise Refused(f"redirected to {target!s:.100}, which is not {' or '.join(allowed)}")
         url = str(target)

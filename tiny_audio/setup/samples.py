@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,9 +123,7 @@ def download_recordings(recordings: Sequence[Recording], folder: Path) -> list[O
             try:
                 if silent is not None and not (folder / recording.file.name).is_file():
                     raise Unavailable(silent)
-                path = fetch(
-                    client, recording.file, folder, lambda size, bar=bar: bars.update(bar, completed=size)
-                )
+                path = fetch(client, recording.file, folder, partial(_show_size, bars, bar))
                 outcomes.append(Outcome(recording, path))
             except Refused as error:
                 outcomes.append(Outcome(recording, None, str(error), refused=True))
@@ -155,6 +154,10 @@ def _describe(recordings: Sequence[Recording], folder: Path) -> None:
 
 def _lines(rows: Sequence[dict[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _show_size(bars: Progress, bar: Any, num_bytes: int) -> None:
+    bars.update(bar, completed=num_bytes)
 
 
 def _progress() -> Progress:

@@ -54,7 +54,9 @@ class RunResult:
     folder: Path
     model_folder: Path
     metrics: dict[str, Any]
-    evaluation: EvalResult | None  # None: the decoder rested to the end (ctc.alone_share=1) and has nothing to show
+    evaluation: (
+        EvalResult | None
+    )  # None: the decoder rested to the end (ctc.alone_share=1) and has nothing to show
     previous_run: Path | None
 
 
