@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# From the speech that make_speech.py makes to the model in models/small: two hours on two cores.
+#
+#     bash recipes/small/train.sh [SPEECH] [OUT]
+#
+# Stopped or killed, the same command goes on where it stood.
+set -euo pipefail
+speech=${1:-speech} out=${2:-outputs/small}
+prompts=$speech/real/prompts/train
+common=(+experiments=small data.eval="$speech/dev" data.test="$speech/real/prompts/test" data.max_seconds=25
+  training.batch_seconds=45 training.num_workers=0 training.save_steps=50 training.tracker=none)
+clean=("data.train=[$speech/train,$prompts]" data.features_cache="$out/clean")
+# Telephone lines, noise, rooms and other microphones over the same speech; people three times as often.
+varied=("data.train=[$speech/train,$speech/real/stamps/train,$prompts,$prompts,$prompts]"
+  data.features_cache="$out/varied" data.features_cache_variants=1
+  augmentation.speed_probability=0.4 augmentation.noise_probability=0.3 augmentation.reverb_probability=0.2
+  augmentation.band_limit_probability=0.3 augmentation.equalizer_probability=0.2 "augmentation.gain_db=[-15,5]"
+  augmentation.non_speech_probability=0.02)
+
+stage() { # NAME OVERRIDES...: trains unless it is done, and goes on with what was begun
+  local folder=$out/$1 resume=false
+  shift
+  [ -d "$folder/model" ] && return
+  [ -n "$(ls -A "$folder/checkpoints" 2>/dev/null)" ] && resume=true
+  tiny-audio train "${common[@]}" "$@" output_dir="$folder" training.resume=$resume
+}
+
+tiny-audio cache-features "${common[@]}" "${clean[@]}"
+# 1. Projector and alignment head, the decoder resting: 17 minutes.
+stage 1-align "${clean[@]}" peft.r=0 ctc.alone_share=1 training.max_steps=1600 training.learning_rate=2e-3 training.warmup_steps=30
+# 2. The decoder's adapters join in: an hour on one core.
+stage 2-read "${clean[@]}" init_from="$out/1-align/model" ctc.alone_share=0 training.max_steps=520 \
+  training.learning_rate=5e-4 training.decoder_learning_rate=1e-3 training.warmup_steps=20 training.eval_steps=100
+# 3. The same, heard through lines and rooms.
+tiny-audio cache-features "${common[@]}" "${varied[@]}"
+stage 3-vary "${varied[@]}" init_from="$out/2-read/model" ctc.alone_share=0 training.max_steps=300 \
+  training.learning_rate=3e-4 training.decoder_learning_rate=6e-4 training.warmup_steps=20 training.eval_steps=100
+echo "the model: $out/3-vary/model"
