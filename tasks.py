@@ -195,6 +195,12 @@ def bench(arguments: list[str]) -> int:
     return max(codes, default=0)
 
 
+def course(arguments: list[str]) -> int:
+    """run every block of the course (course --slow: those that take minutes too), with outputs/nano if it is there"""
+    install("dev")
+    return run("docs/course/run_blocks.py", *arguments)
+
+
 def clean(arguments: list[str]) -> int:
     """remove caches and builds; keeps .venv and outputs"""
     for name in CACHES:
@@ -219,6 +225,7 @@ TARGETS = {
     "test": test,
     "check": check,
     "bench": bench,
+    "course": course,
     "format": format_code,
     "lint": lint,
     "type-check": type_check,
