@@ -37,6 +37,9 @@ class Command:
 
 
 COMMANDS = {
+    "verify-setup": Command(
+        "tiny_audio.setup.command", "verify_setup", "Tell whether this machine is ready, and what to mend."
+    ),
     "train": Command(
         "tiny_audio.train.command", "train", "Train a recogniser; without arguments, the nano recipe."
     ),
@@ -191,6 +194,9 @@ def describe(error: Exception) -> tuple[str, int]:
         )
     if isinstance(error, OSError):
         return _describe_os_error(error), USER_ERROR
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("tiny_audio"):
+        # verify-setup itself needs Typer; the module does not.
+        return f"{_one_line(error)}: `python -m tiny_audio.setup` says what to install.", USER_ERROR
     if isinstance(error, ValueError) and _is_raised_by_us(error):
         return _one_line(error), USER_ERROR
     return f"{type(error).__name__}: {_one_line(error)}", DEFECT

@@ -1,0 +1,1 @@
+"""Getting started: is this machine ready, and something to listen to."""

@@ -1,0 +1,328 @@
+"""What the machine has: Python, packages, devices, memory, disk, the hub. Each check yields findings.
+
+Every import that may fail is inside the check that it would break; see isolation.py.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import tiny_audio
+from tiny_audio.setup.findings import Finding, Level
+from tiny_audio.setup.isolation import Report, one_line
+from tiny_audio.setup.requirements import (
+    EXTRAS,
+    import_name,
+    install_line,
+    problem_of,
+    read_requirements,
+)
+
+GIGABYTE = 1e9
+# nano's training and the process that prepares its batches need about 1.2 GB together, small's about 3.
+NANO_MEMORY_GB, SMALL_MEMORY_GB = 1.5, 4.0
+# A run of nano keeps about 0.1 GB; whisper-base and SmolLM2-135M with a run of small, about 2.
+NANO_DISK_GB, SMALL_DISK_GB = 0.5, 4.0
+MODELS_VARIABLE = "TINY_AUDIO_MODELS"
+HUB_SECONDS = 5.0
+HUB_WORDS = "models and data from the hub"
+
+
+def python(report: Report) -> Iterator[Finding]:
+    """The interpreter, and where Tiny Audio lies: the wrong environment is the commonest fault of all."""
+    where = "a virtual environment" if sys.prefix != sys.base_prefix else "no virtual environment"
+    found = f"{platform.python_version()} at {sys.executable} ({where})"
+    remedy = "install Python 3.13 (https://www.python.org/downloads/), then: make setup"
+    from packaging.specifiers import SpecifierSet
+
+    wanted = read_requirements().python
+    if SpecifierSet(wanted).contains(platform.python_version(), prereleases=True):
+        yield Finding("Python", Level.OK, found)
+    else:
+        yield Finding("Python", Level.FAILED, f"{found}; wanted {wanted}", remedy)
+    yield Finding(
+        "Tiny Audio", Level.OK, f"{tiny_audio.__version__} at {Path(tiny_audio.__file__).resolve().parent}"
+    )
+
+
+def packages(report: Report) -> Iterator[Finding]:
+    """Versions of what Tiny Audio needs, and whether each can be imported."""
+    import importlib
+
+    core = read_requirements().core
+    broken = 0
+    for requirement in core:
+        problem = problem_of(requirement)
+        remedy = install_line(f"{requirement.name}{requirement.specifier}")
+        if problem is None:
+            report(f"import {requirement.name}")
+            try:
+                importlib.import_module(import_name(requirement))
+                continue
+            except Exception as error:
+                problem = f"{requirement.name} cannot be imported: {one_line(error)}"
+                remedy = install_line(f"{requirement.name}{requirement.specifier}", upgrade=True)
+        broken += 1
+        yield Finding("package", Level.FAILED, problem, remedy)
+    if not broken:
+        yield Finding("packages", Level.OK, f"all {len(core)} are there, in versions that fit")
+
+
+def extras(report: Report) -> Iterator[Finding]:
+    """What few people need: one line for each extra."""
+    for name, requirements in read_requirements().extras.items():
+        problems = [problem for problem in map(problem_of, requirements) if problem]
+        purpose = EXTRAS.get(name, "")
+        if problems:
+            more = f" and {len(problems) - 2} more" if len(problems) > 3 else ""
+            shown = problems if len(problems) <= 3 else problems[:2]
+            found = f"{purpose}: {', '.join(shown)}{more}"
+            yield Finding(f"extra {name}", Level.OPTIONAL, found, install_line(f"[{name}]"))
+        else:
+            yield Finding(f"extra {name}", Level.OK, purpose)
+
+
+def devices(report: Report) -> Iterator[Finding]:
+    """What computes, and whether it does."""
+    report("import torch")
+    import torch
+
+    report("a product on the CPU")
+    torch.ones(64, 64).mm(torch.ones(64, 64))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield Finding(
+        "CPU", Level.OK, f"{cores} cores, {torch.get_num_threads()} threads of torch {torch.__version__}"
+    )
+    report("CUDA")
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            yield _cuda_device(torch, index)
+    elif shutil.which("nvidia-smi"):
+        has_cuda = torch.version.cuda is not None
+        why = f"its driver does not suit CUDA {torch.version.cuda}" if has_cuda else "this torch has no CUDA"
+        yield Finding(
+            "GPU",
+            Level.OPTIONAL,
+            f"there is an NVIDIA GPU, but {why}: training would run on the CPU",
+            "update the NVIDIA driver; nvidia-smi should list the GPU"
+            if has_cuda
+            else "reinstall torch with the line that https://pytorch.org/get-started/locally gives for this machine",
+            "the GPU",
+        )
+    elif torch.backends.mps.is_available():
+        report("Apple GPU")
+        torch.ones(64, 64, device="mps").mm(torch.ones(64, 64, device="mps")).cpu()
+        yield Finding("GPU", Level.OK, "Apple GPU (MPS)")
+    else:
+        yield Finding("GPU", Level.OK, "none; nano and small train on the CPU, stage1 wants a rented GPU")
+
+
+def _cuda_device(torch: object, index: int) -> Finding:
+    from typing import Any
+
+    cuda: Any = torch.cuda  # type: ignore[attr-defined]
+    facts = cuda.get_device_properties(index)
+    found = f"{facts.name}, {facts.total_memory / GIGABYTE:.0f} GB"
+    try:
+        ones: Any = torch.ones(64, 64, device=f"cuda:{index}")  # type: ignore[attr-defined]
+        ones.mm(ones).cpu()
+        free = cuda.mem_get_info(index)[0]
+        with cuda.device(index):
+            bf16 = "bf16" if cuda.is_bf16_supported() else "no bf16: trains in fp32"
+    except RuntimeError as error:
+        return Finding(
+            f"GPU {index}",
+            Level.NANO_ONLY,
+            f"{found}, but it does not compute: {one_line(error)}",
+            "is another program using it (nvidia-smi)? Else without it: CUDA_VISIBLE_DEVICES= tiny-audio train",
+            "the GPU",
+        )
+    return Finding(f"GPU {index}", Level.OK, f"{found} ({free / GIGABYTE:.0f} free), {bf16}")
+
+
+def memory(report: Report) -> Iterator[Finding]:
+    """Memory that programs may still take."""
+    import psutil
+
+    facts = psutil.virtual_memory()
+    free, total = facts.available / GIGABYTE, facts.total / GIGABYTE
+    limit = _container_limit()
+    if limit is not None and limit / GIGABYTE < total:
+        total = limit / GIGABYTE
+        free = min(free, total - _container_use() / GIGABYTE)
+    found = f"{free:.1f} of {total:.1f} GB free"
+    if free < NANO_MEMORY_GB:
+        wanted = f"{found}; the nano recipe needs {NANO_MEMORY_GB:g}"
+        yield Finding("memory", Level.FAILED, wanted, "close other programs, browsers first")
+    elif free < SMALL_MEMORY_GB:
+        wanted = f"{found}; the recipe small needs {SMALL_MEMORY_GB:g}"
+        remedy = "close other programs before training small"
+        yield Finding("memory", Level.NANO_ONLY, wanted, remedy, "memory for larger recipes")
+    else:
+        yield Finding("memory", Level.OK, found)
+
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def _container_limit() -> int | None:
+    """Bytes that this container may use; None without a limit, or where there are no such limits."""
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            return int((CGROUP / name).read_text(encoding="ascii"))
+        except (OSError, ValueError):  # ValueError: "max"
+            continue
+    return None
+
+
+def _container_use() -> int:
+    """Bytes in use that cannot be given back; the files that Linux keeps in memory can."""
+    try:
+        use = int((CGROUP / "memory.current").read_text(encoding="ascii"))
+        stat = (CGROUP / "memory.stat").read_text(encoding="ascii")
+        return use - sum(
+            int(line.split()[1]) for line in stat.splitlines() if line.startswith("inactive_file ")
+        )
+    except (OSError, ValueError):
+        return 0
+
+
+def folders(report: Report) -> Iterator[Finding]:
+    """Whether the places that Tiny Audio writes to can be written, and have room."""
+    yield _folder(
+        "this folder", Path.cwd(), "cd to a folder of your own, or say output_dir=FOLDER to each run"
+    )
+    report("temporary files")
+    remedy = "set TMPDIR (Windows: TEMP) to a folder that can be written"
+    try:
+        yield _folder("temporary files", Path(tempfile.gettempdir()), remedy)
+    except FileNotFoundError as error:  # none of those that Python tries can be written
+        yield Finding("temporary files", Level.FAILED, one_line(error), remedy)
+    report("downloads")
+    from huggingface_hub.constants import HF_HOME
+
+    downloads = _folder("downloads", Path(HF_HOME), "set HF_HOME to a folder with room that can be written")
+    if downloads.level == Level.FAILED:
+        downloads = Finding("downloads", Level.NANO_ONLY, downloads.found, downloads.remedy, HUB_WORDS)
+    yield downloads
+
+
+def _folder(subject: str, folder: Path, remedy: str) -> Finding:
+    there = next(place for place in (folder, *folder.parents) if place.is_dir())
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(bytes(1 << 16))  # a full disk takes an empty file
+            file.flush()
+    except OSError as error:
+        return Finding(
+            subject, Level.FAILED, f"{folder} cannot be written: {error.strerror or error}", remedy
+        )
+    free = shutil.disk_usage(there).free / GIGABYTE
+    found = f"{folder}: {free:,.1f} GB free"
+    if free < NANO_DISK_GB:
+        return Finding(
+            subject,
+            Level.FAILED,
+            f"{found}; the nano recipe wants {NANO_DISK_GB:g}",
+            f"free some, or {remedy}",
+        )
+    if free < SMALL_DISK_GB:
+        wanted = f"{found}; the recipe small wants {SMALL_DISK_GB:g}"
+        return Finding(subject, Level.NANO_ONLY, wanted, f"free some, or {remedy}", "room for larger recipes")
+    return Finding(subject, Level.OK, found)
+
+
+def models(report: Report) -> Iterator[Finding]:
+    """The folder of models, for machines without a hub."""
+    named = os.environ.get(MODELS_VARIABLE)
+    if not named:
+        return
+    folder = Path(named).expanduser()
+    subject = MODELS_VARIABLE
+    if not folder.is_dir():
+        remedy = f"set {MODELS_VARIABLE} to the folder that holds OWNER/NAME/config.json, or unset it"
+        yield Finding(subject, Level.OPTIONAL, f"there is no folder {folder}", remedy, "local models")
+        return
+    found = sorted(path.parent.relative_to(folder).as_posix() for path in folder.glob("*/*/config.json"))
+    if found:
+        yield Finding(subject, Level.OK, f"{folder}: {', '.join(found)}")
+    else:
+        yield Finding(
+            subject,
+            Level.OPTIONAL,
+            f"{folder} holds no OWNER/NAME/config.json",
+            f"put models there as {folder}/OWNER/NAME",
+            "local models",
+        )
+
+
+def hub(report: Report) -> Iterator[Finding]:
+    """Whether the model hub answers, and whose token this is.
+
+    Neither the token nor an error that may hold it is ever shown.
+    """
+    import httpx
+    from huggingface_hub import constants, get_token
+    from huggingface_hub.utils import build_hf_headers
+
+    from tiny_audio.setup.trials import recipes_of_local_models
+
+    endpoint = constants.ENDPOINT
+    problem: str | None = "switched off by HF_HUB_OFFLINE"
+    remedy = "unset HF_HUB_OFFLINE"
+    if not constants.HF_HUB_OFFLINE:
+        report(f"asking {endpoint}")
+        remedy = (
+            "is this machine online? Behind a proxy set HTTPS_PROXY, for a mirror HF_ENDPOINT; "
+            f"with models in a folder set {MODELS_VARIABLE}"
+        )
+        try:
+            answer = httpx.get(f"{endpoint}/api/models?limit=1", timeout=HUB_SECONDS, follow_redirects=True)
+            answer.raise_for_status()
+            answer.json()
+            problem = None
+        except ValueError:  # a page to log in to the network of a hotel
+            problem = f"something else than a hub answers at {endpoint}"
+        except Exception as error:
+            status = getattr(getattr(error, "response", None), "status_code", type(error).__name__)
+            problem = f"{endpoint} does not answer ({status})"
+    if problem is None:
+        yield Finding("hub", Level.OK, f"{endpoint} answers")
+    else:
+        report("looking for local models")
+        local = [name for name in recipes_of_local_models() if name != "nano"]
+        works = f"recipes whose models are here: nano{''.join(f', {name}' for name in local)}"
+        level = Level.OPTIONAL if local else Level.NANO_ONLY
+        yield Finding("hub", level, f"{problem}; {works}", remedy, HUB_WORDS)
+
+    token = get_token()
+    if token is None:
+        yield Finding(
+            "token",
+            Level.OPTIONAL,
+            "none; only needed to publish, and for models behind terms",
+            "hf auth login",
+        )
+    elif problem is not None:
+        yield Finding("token", Level.OK, "there is one (not tried: no hub)")
+    else:
+        report("asking whose token this is")
+        try:
+            headers = build_hf_headers(token=token)
+            answer = httpx.get(f"{endpoint}/api/whoami-v2", headers=headers, timeout=HUB_SECONDS)
+            answer.raise_for_status()
+            about = answer.json()
+            role = about.get("auth", {}).get("accessToken", {}).get("role", "unknown")
+            yield Finding("token", Level.OK, f"of {about['name']}, role: {role}")
+        except Exception as error:
+            status = getattr(getattr(error, "response", None), "status_code", type(error).__name__)
+            refused = (
+                "there is one, but the hub does not take it" if status == 401 else "there is one, not tried"
+            )
+            yield Finding("token", Level.OPTIONAL, f"{refused} ({status})", "hf auth login", "publishing")
