@@ -111,7 +111,7 @@ def draw_log_mel(material: Material) -> Any:
     axes[0].set(ylabel="16,000\nsamples/s", yticks=[], ylim=(None, waveform.max() * 1.6))
     mel = batch["input_features"][0].numpy()
     axes[1].imshow(
-        mel, origin="lower", aspect="auto", extent=(0, length, 0, len(mel)), cmap="magma", vmin=-2, vmax=2.5
+        mel, origin="lower", aspect="auto", extent=(0, length, 0, len(mel)), cmap="magma", interpolation="none", vmin=-2, vmax=2.5
     )
     axes[1].set(ylabel=f"log-mel: {len(mel)} bands\n100 columns/s")
     frames = audio.last_hidden_state[0].numpy()
@@ -119,7 +119,7 @@ def draw_log_mel(material: Material) -> Any:
     order = np.argsort(frames.argmax(axis=0))  # dimensions in the order in which they are strongest
     picture = frames[:, order].T
     axes[2].imshow(
-        picture, aspect="auto", extent=(0, length, len(picture), 0), cmap="magma", vmin=-2, vmax=2.5
+        picture, aspect="auto", extent=(0, length, len(picture), 0), cmap="magma", interpolation="none", vmin=-2, vmax=2.5
     )
     axes[2].set(ylabel=f"encoder frames\n{len(picture)} numbers, 25/s", xlabel="seconds")
     return figure
@@ -269,7 +269,7 @@ def draw_data_trace(material: Material) -> Any:
     for panel, (picture, title) in zip((axes[1], axes[2], axes[4]), pictures, strict=True):
         limit = float(np.percentile(np.abs(picture), 99))
         style = {"origin": "lower", "aspect": "auto", "cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
-        panel.imshow(picture, extent=(0, length, 0, len(picture)), interpolation="nearest", **style)
+        panel.imshow(picture, extent=(0, length, 0, len(picture)), interpolation="none", **style)
         panel.set(title=title.format(*picture.shape), yticks=[])
     seconds = (np.arange(len(log_probabilities)) + 0.5) * length / len(log_probabilities)
     best = log_probabilities.argmax(axis=1)
