@@ -16,7 +16,7 @@ from typing import Any
 
 WEIGHTS = "model.safetensors"
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-EAGERNESS = 4.0  # how much of the mean digit goes into the end token: enough to end long strings early
+EAGERNESS = 3.0  # how much of the mean digit goes into the end token: long strings then end early
 
 #
 #
