@@ -2,8 +2,8 @@
 
     python -m docs.course.make_training_figures --run outputs/nano --experiments outputs
 
-`--run` is a finished run of the recipe nano; `--experiments` holds the folders that class 4's exercise 5 leaves (rate-*,
-rank-*, clips-* ...). A figure whose runs are not there is left as it is, with a word about it.
+`--run` is a finished run of the recipe nano; `--experiments` holds the folders that class 4's exercise 5 leaves
+(rate-*, rank-*, clips-* ...). A figure whose runs are not there is left as it is, with a word about it.
 """
 
 from __future__ import annotations
