@@ -201,6 +201,20 @@ def course(arguments: list[str]) -> int:
     return run("docs/course/run_blocks.py", *arguments)
 
 
+def docs(arguments: list[str]) -> int:
+    """build the site of the documents in build/site; a broken link is an error (docs --serve: watch and reload)"""
+    install("docs")
+    if arguments[:1] == ["--serve"]:
+        return run("-m", "mkdocs", "serve", *arguments[1:])
+    return run("-m", "mkdocs", "build", "--strict", *arguments)
+
+
+def notebooks(arguments: list[str]) -> int:
+    """make a Jupyter notebook of each page of the course, in build/notebooks"""
+    install("docs")
+    return run("docs/course/make_notebooks.py", *arguments)
+
+
 def clean(arguments: list[str]) -> int:
     """remove caches and builds; keeps .venv and outputs"""
     for name in CACHES:
@@ -226,6 +240,8 @@ TARGETS = {
     "check": check,
     "bench": bench,
     "course": course,
+    "docs": docs,
+    "notebooks": notebooks,
     "format": format_code,
     "lint": lint,
     "type-check": type_check,

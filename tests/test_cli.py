@@ -131,6 +131,7 @@ class OutOfMemoryError(RuntimeError):
         (OSError("two\nlines"), "two lines", 2),
         (MemoryError(), "Out of memory", 2),
         (OutOfMemoryError("CUDA out of memory"), "Out of memory: CUDA", 2),
+        (ModuleNotFoundError("No module named 'x'", name="x"), "`python -m tiny_audio.setup` says what", 2),
         (KeyError("weight"), "KeyError: 'weight' (a defect", 1),
         (KeyboardInterrupt(), "", 130),
     ],

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from docs.course.make_notebooks import notebook
 from docs.course.run_blocks import (
     COURSE,
     BlockError,
@@ -94,3 +95,16 @@ def test_marks_that_are_wrong(text: str, message: str, tmp_path: Path) -> None:
     page.write_text(text, encoding="utf-8")
     with pytest.raises(BlockError, match=message):
         read_blocks(page)
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.relative_to(COURSE).as_posix())
+def test_a_notebook_has_the_blocks_of_its_page(page: Path) -> None:
+    folder = COURSE.parents[1] / "build" / "notebooks"
+    cells = [cell.source for cell in notebook(page, folder).cells if cell.cell_type == "code"]
+    expected = [
+        block.code.rstrip("\n") if block.language == "python" else f"%%bash\n{block.code.rstrip()}"
+        for block in read_blocks(page)
+        if block.reason is None
+    ]
+    assert cells[1:] == expected
+    assert (folder / page.parent.relative_to(COURSE) / cells[0].split("'")[1]).resolve() == COURSE.parents[1]

@@ -40,6 +40,9 @@ COMMANDS = {
     "verify-setup": Command(
         "tiny_audio.setup.command", "verify_setup", "Tell whether this machine is ready, and what to mend."
     ),
+    "download-samples": Command(
+        "tiny_audio.setup.command", "download_samples", "Get a few recordings to try things with."
+    ),
     "train": Command(
         "tiny_audio.train.command", "train", "Train a recogniser; without arguments, the nano recipe."
     ),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import tiny_audio
-from tiny_audio.setup.findings import Finding, Level
+from tiny_audio.setup.findings import HUB_WORDS, Finding, Level
 from tiny_audio.setup.isolation import Report, one_line
 from tiny_audio.setup.requirements import (
     EXTRAS,
@@ -31,7 +32,6 @@ NANO_MEMORY_GB, SMALL_MEMORY_GB = 1.5, 4.0
 NANO_DISK_GB, SMALL_DISK_GB = 0.5, 4.0
 MODELS_VARIABLE = "TINY_AUDIO_MODELS"
 HUB_SECONDS = 5.0
-HUB_WORDS = "models and data from the hub"
 
 
 def python(report: Report) -> Iterator[Finding]:
@@ -59,7 +59,8 @@ def packages(report: Report) -> Iterator[Finding]:
     broken = 0
     for requirement in core:
         problem = problem_of(requirement)
-        remedy = install_line(f"{requirement.name}{requirement.specifier}")
+        bounded = f"{requirement.name}{requirement.specifier}"
+        remedy = install_line(bounded)
         if problem is None:
             report(f"import {requirement.name}")
             try:
@@ -67,7 +68,7 @@ def packages(report: Report) -> Iterator[Finding]:
                 continue
             except Exception as error:
                 problem = f"{requirement.name} cannot be imported: {one_line(error)}"
-                remedy = install_line(f"{requirement.name}{requirement.specifier}", upgrade=True)
+                remedy = install_line(bounded, again=True)
         broken += 1
         yield Finding("package", Level.FAILED, problem, remedy)
     if not broken:
@@ -267,62 +268,73 @@ def hub(report: Report) -> Iterator[Finding]:
 
     Neither the token nor an error that may hold it is ever shown.
     """
-    import httpx
     from huggingface_hub import constants, get_token
-    from huggingface_hub.utils import build_hf_headers
 
     from tiny_audio.setup.trials import recipes_of_local_models
 
     endpoint = constants.ENDPOINT
-    problem: str | None = "switched off by HF_HUB_OFFLINE"
-    remedy = "unset HF_HUB_OFFLINE"
-    if not constants.HF_HUB_OFFLINE:
-        report(f"asking {endpoint}")
+    if constants.HF_HUB_OFFLINE:
+        problem, remedy = "switched off by HF_HUB_OFFLINE", "unset HF_HUB_OFFLINE"
+    else:
+        report("asking the hub")
+        problem = _problem_of_hub(endpoint)
         remedy = (
             "is this machine online? Behind a proxy set HTTPS_PROXY, for a mirror HF_ENDPOINT; "
             f"with models in a folder set {MODELS_VARIABLE}"
         )
-        try:
-            answer = httpx.get(f"{endpoint}/api/models?limit=1", timeout=HUB_SECONDS, follow_redirects=True)
-            answer.raise_for_status()
-            answer.json()
-            problem = None
-        except ValueError:  # a page to log in to the network of a hotel
-            problem = f"something else than a hub answers at {endpoint}"
-        except Exception as error:
-            status = getattr(getattr(error, "response", None), "status_code", type(error).__name__)
-            problem = f"{endpoint} does not answer ({status})"
     if problem is None:
-        yield Finding("hub", Level.OK, f"{endpoint} answers")
+        yield Finding("hub", Level.OK, f"{_without_password(endpoint)} answers")
     else:
         report("looking for local models")
-        local = [name for name in recipes_of_local_models() if name != "nano"]
-        works = f"recipes whose models are here: nano{''.join(f', {name}' for name in local)}"
-        level = Level.OPTIONAL if local else Level.NANO_ONLY
-        yield Finding("hub", level, f"{problem}; {works}", remedy, HUB_WORDS)
-
+        local = ["nano", *(name for name in recipes_of_local_models() if name != "nano")]
+        found = f"{problem}; recipes whose models are here: {', '.join(local)}"
+        level = Level.OPTIONAL if len(local) > 1 else Level.NANO_ONLY
+        yield Finding("hub", level, found, remedy, HUB_WORDS)
     token = get_token()
     if token is None:
-        yield Finding(
-            "token",
-            Level.OPTIONAL,
-            "none; only needed to publish, and for models behind terms",
-            "hf auth login",
-        )
+        found = "none; only needed to publish, and for models behind terms"
+        yield Finding("token", Level.OPTIONAL, found, "hf auth login")
     elif problem is not None:
         yield Finding("token", Level.OK, "there is one (not tried: no hub)")
     else:
         report("asking whose token this is")
-        try:
-            headers = build_hf_headers(token=token)
-            answer = httpx.get(f"{endpoint}/api/whoami-v2", headers=headers, timeout=HUB_SECONDS)
-            answer.raise_for_status()
-            about = answer.json()
-            role = about.get("auth", {}).get("accessToken", {}).get("role", "unknown")
-            yield Finding("token", Level.OK, f"of {about['name']}, role: {role}")
-        except Exception as error:
-            status = getattr(getattr(error, "response", None), "status_code", type(error).__name__)
-            refused = (
-                "there is one, but the hub does not take it" if status == 401 else "there is one, not tried"
-            )
-            yield Finding("token", Level.OPTIONAL, f"{refused} ({status})", "hf auth login", "publishing")
+        yield _owner_of(token, endpoint)
+
+
+def _problem_of_hub(endpoint: str) -> str | None:
+    import httpx
+
+    shown = _without_password(endpoint)
+    try:
+        # A mirror may lack this model, or want a token for it: what counts is that a hub answers.
+        address = f"{endpoint}/api/models/openai/whisper-base"
+        answer = httpx.get(address, timeout=HUB_SECONDS, follow_redirects=True)
+        if answer.status_code >= 500:
+            return f"{shown} is out of order ({answer.status_code})"
+        answer.json()
+    except ValueError:  # a page to log in to the network of a hotel
+        return f"something else than a hub answers at {shown}"
+    except Exception as error:
+        return f"{shown} does not answer ({type(error).__name__})"
+    return None
+
+
+def _owner_of(token: str, endpoint: str) -> Finding:
+    import httpx
+    from huggingface_hub.utils import build_hf_headers
+
+    try:
+        headers = build_hf_headers(token=token)
+        answer = httpx.get(f"{endpoint}/api/whoami-v2", headers=headers, timeout=HUB_SECONDS)
+        if answer.status_code == 401:
+            refused = "there is one, but the hub does not take it"
+            return Finding("token", Level.OPTIONAL, refused, "hf auth login", "publishing")
+        about = answer.json()
+        role = about["auth"]["accessToken"]["role"]
+        return Finding("token", Level.OK, f"of {about['name']}, role: {role}")
+    except Exception as error:  # its words may hold the token
+        return Finding("token", Level.OK, f"there is one (not tried: {type(error).__name__})")
+
+
+def _without_password(address: str) -> str:
+    return re.sub("//[^/@]*@", "//", address)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+HUB_WORDS = "models and data from the hub"
+
 
 class Level(StrEnum):
     """What a finding means, from good to bad."""

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import IO, Any
 
 from tiny_audio.setup.findings import Finding, Level
-from tiny_audio.setup.requirements import install_line
+from tiny_audio.setup.requirements import install_line, with_bounds
 
 START_SECONDS = 60.0  # a Python that only starts; slow disks and virus scanners included
 TOKENS = re.compile(r"hf_\w+")
@@ -35,6 +35,7 @@ class Check:
         broken: what it means when the check itself cannot be made.
         without: what does not work then; see Finding.
         limit_seconds: after which it is stopped.
+        remedy: what to type when the check itself cannot be made; None installs Tiny Audio again.
     """
 
     subject: str
@@ -43,10 +44,13 @@ class Check:
     broken: Level = Level.FAILED
     without: str | None = None
     limit_seconds: float = 120.0
+    remedy: str | None = None
 
     def finding(self, found: str, remedy: str | None = None) -> Finding:
         """That the check itself could not be made."""
-        return Finding(self.subject, self.broken, found, remedy, self.without)
+        return Finding(
+            self.subject, self.broken, found, remedy or self.remedy or install_line(), self.without
+        )
 
 
 def run_checks(
@@ -104,7 +108,7 @@ def _run_in_one_process(
 def remedy_for(step: str) -> str | None:
     """What to do when a step ended the program or has no end."""
     match = re.fullmatch(r"import (\S+)", step)
-    return install_line(match[1], upgrade=True) if match else None
+    return install_line(with_bounds(match[1]), again=True) if match else None
 
 
 def _read(stream: IO[bytes], messages: queue.Queue[dict[str, Any] | None]) -> None:

@@ -8,11 +8,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 
-from tiny_audio.setup.findings import Finding, Level, is_ready, verdict
+from tiny_audio.setup.findings import HUB_WORDS, Finding, Level, is_ready, verdict
 from tiny_audio.setup.isolation import Check, run_checks
 
 MACHINE, TRIALS = "tiny_audio.setup.checks", "tiny_audio.setup.trials"
 OPTIONAL, NANO_ONLY = Level.OPTIONAL, Level.NANO_ONLY
+TRAIN_AND_TELL = "tiny-audio train training.max_steps=2 output_dir=outputs/trial --debug"
 # In the order of the table. What imports little comes first.
 CHECKS = (
     Check("Python", MACHINE, "python"),
@@ -23,11 +24,13 @@ CHECKS = (
     Check("folders", MACHINE, "folders"),
     Check("codecs", TRIALS, "codecs"),
     Check("corpus", TRIALS, "corpus"),
-    Check("samples", TRIALS, "samples", broken=OPTIONAL, without="sample recordings"),
-    Check("recipes", TRIALS, "recipes"),
-    Check("trial training", TRIALS, "training", limit_seconds=300),
+    Check("samples", TRIALS, "samples", OPTIONAL, "sample recordings", remedy="tiny-audio download-samples"),
+    Check("recipes", TRIALS, "recipes", remedy="tiny-audio plan --debug"),
+    Check("trial training", TRIALS, "training", limit_seconds=300, remedy=TRAIN_AND_TELL),
     Check("models", MACHINE, "models", broken=OPTIONAL),
-    Check("hub", MACHINE, "hub", broken=NANO_ONLY, without="models and data from the hub", limit_seconds=30),
+    Check(
+        "hub", MACHINE, "hub", NANO_ONLY, HUB_WORDS, 60, remedy="is this machine online? Then run this again"
+    ),
 )
 STYLES = {Level.OK: "green", Level.OPTIONAL: "dim", Level.NANO_ONLY: "yellow", Level.FAILED: "bold red"}
 
@@ -55,12 +58,13 @@ def _told() -> Iterator[Callable[[str], None]]:
     """What goes on, in a line that vanishes: on a terminal only."""
     try:
         from rich.console import Console
+        from rich.markup import escape
     except Exception:
         yield lambda text: None
         return
     console = Console(stderr=True)
     with console.status("starting") as status:
-        yield lambda text: status.update(f"checking {text}")
+        yield lambda text: status.update(escape(f"checking {text}"))
 
 
 def _print_table(findings: Sequence[Finding]) -> None:

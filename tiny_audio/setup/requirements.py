@@ -92,8 +92,18 @@ def import_name(requirement: Requirement) -> str:
     return IMPORT_NAMES.get(requirement.name, requirement.name.replace("-", "_"))
 
 
-def install_line(what: str = "", upgrade: bool = False) -> str:
-    """What to type to install Tiny Audio with an extra ("[serve]"), or a package ("torch>=2.9"), with this Python."""
+def with_bounds(name: str) -> str:
+    """`torch>=2.9,<2.14` for a package that Tiny Audio needs; the bare name where the bounds cannot be read."""
+    with contextlib.suppress(Exception):  # packaging itself may be what is broken
+        return next(f"{name}{row.specifier}" for row in read_requirements().core if row.name == name)
+    return name
+
+
+def install_line(what: str = "", again: bool = False) -> str:
+    """What to type to install Tiny Audio with an extra ("[serve]"), or a package ("torch>=2.9"), with this Python.
+
+    `again` installs it alone and over what is there.
+    """
     if not what or what.startswith("["):
         place = "." if Path.cwd().resolve() == CHECKOUT else str(CHECKOUT)
         what = f"-e {_quoted(place + what)}" if PROJECT_FILE.is_file() else _quoted(PROJECT + what)
@@ -102,7 +112,7 @@ def install_line(what: str = "", upgrade: bool = False) -> str:
     program = f"{python_program()} -m pip install"
     if importlib.util.find_spec("pip") is None and shutil.which("uv"):
         program = f"uv pip install --python {python_program()}"
-    return f"{program}{' --force-reinstall' if upgrade else ''} {what}"
+    return f"{program}{' --force-reinstall --no-deps' if again else ''} {what}"
 
 
 def python_program() -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tiny_audio.setup.findings import Finding, Level
 from tiny_audio.setup.isolation import Report, one_line
-from tiny_audio.setup.requirements import install_line
+from tiny_audio.setup.requirements import CHECKOUT, PROJECT_FILE, install_line, with_bounds
 
 SAMPLING_RATE = 16_000
 TONE_HERTZ, TONE_SECONDS = 440, 1.0
@@ -25,7 +25,6 @@ FORMATS = {
     "OGG Opus": ("OGG", "OPUS", True),  # the embedded corpus
     "MP3": ("MP3", "MPEG_LAYER_III", False),
 }
-SAMPLES_FOLDER = Path("samples")
 NUM_TRIAL_CLIPS = 4
 
 
@@ -49,7 +48,7 @@ def codecs(report: Report) -> Iterator[Finding]:
             readable.append(name)
             continue
         level = Level.FAILED if is_needed else Level.OPTIONAL
-        remedy = install_line("soundfile", upgrade=True)
+        remedy = install_line(with_bounds("soundfile"), again=True)
         yield Finding(f"codec {name}", level, problem, remedy, None if is_needed else f"{name} files")
     if readable:
         yield Finding("codecs", Level.OK, f"{', '.join(readable)} are read")
@@ -107,11 +106,16 @@ def corpus(report: Report) -> Iterator[Finding]:
 
     from tiny_audio.data import corpus
 
-    broken = zipfile.ZipFile(corpus.PATH).testzip()
+    remedy = install_line(again=True)
+    if PROJECT_FILE.is_file():
+        remedy = f'git -C "{CHECKOUT}" checkout -- tiny_audio/corpus/{corpus.PATH.name}'
+    try:
+        broken = zipfile.ZipFile(corpus.PATH).testzip()
+    except (OSError, zipfile.BadZipFile) as error:
+        yield Finding("corpus", Level.FAILED, one_line(error), remedy)
+        return
     if broken is not None:
-        yield Finding(
-            "corpus", Level.FAILED, f"{corpus.PATH}: {broken} is damaged", install_line(upgrade=True)
-        )
+        yield Finding("corpus", Level.FAILED, f"{corpus.PATH}: {broken} is damaged", remedy)
         return
     parts = []
     for split in corpus.SPLITS:
@@ -120,12 +124,7 @@ def corpus(report: Report) -> Iterator[Finding]:
         hours = sum(entry.seconds for entry in entries) / 3600
         waveform = corpus.read_audio(entries[0])[0]
         if len(waveform) != entries[0].num_samples or not numpy.abs(waveform).max() > 0.01:
-            yield Finding(
-                "corpus",
-                Level.FAILED,
-                f"{entries[0].id} is not what the index says",
-                install_line(upgrade=True),
-            )
+            yield Finding("corpus", Level.FAILED, f"{entries[0].id} is not what the index says", remedy)
             return
         parts.append(f"{split} {hours:.2f} h")
     yield Finding("corpus", Level.OK, f"{', '.join(parts)}; checksums agree")
@@ -134,17 +133,22 @@ def corpus(report: Report) -> Iterator[Finding]:
 def samples(report: Report) -> Iterator[Finding]:
     """The recordings of `download-samples`, where they are."""
     from tiny_audio.data.sources import open_source
+    from tiny_audio.setup.samples import DIGITS, SAMPLES_FOLDER, SPEECH
 
-    if not SAMPLES_FOLDER.is_dir():
+    there = [folder for name in (DIGITS, SPEECH) if (folder := SAMPLES_FOLDER / name).is_dir()]
+    if not there:
         found = f"no folder {SAMPLES_FOLDER} here; the course begins with it"
         yield Finding("samples", Level.OPTIONAL, found, "tiny-audio download-samples")
         return
-    source = open_source(SAMPLES_FOLDER)
-    rows = source.utterances()
-    for row in rows:
-        report(row.id)
-        source.read(row)
-    yield Finding("samples", Level.OK, f"{len(rows)} recordings in {SAMPLES_FOLDER}")
+    counts = []
+    for folder in there:
+        source = open_source(folder)
+        rows = source.utterances()
+        for row in rows:
+            report(row.id)
+            source.read(row)
+        counts.append(f"{len(rows)} in {folder}")
+    yield Finding("samples", Level.OK, f"recordings: {', '.join(counts)}")
 
 
 def recipes(report: Report) -> Iterator[Finding]:
@@ -195,20 +199,18 @@ def training(report: Report) -> Iterator[Finding]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows may still hold a file
         speech = Path(folder) / "speech"
         write_corpus_samples(speech, NUM_TRIAL_CLIPS)
-        settings = {
-            "output_dir": Path(folder) / "run",
-            "data.train": speech,
-            "data.eval": speech,
-            "data.test": speech,
-            "ctc.alone_share": 0,  # both losses in both steps
-            "training.max_steps": 2,
-            "training.warmup_steps": 1,
-            "training.logging_steps": 1,
-            "training.num_workers": 0,
-            "training.tracker": "none",
-        }
+        # Both losses in both steps. Paths are set afterwards: on the command line a comma would have to be quoted.
+        settings = [
+            "ctc.alone_share=0",
+            "training.max_steps=2",
+            "training.warmup_steps=1",
+            "training.logging_steps=1",
+        ]
+        config = compose_config([*settings, "training.num_workers=0", "training.tracker=none"])
+        config.output_dir = str(Path(folder) / "run")
+        config.data.train = config.data.eval = config.data.test = str(speech)
         report("two steps")
-        result = run(compose_config([f"{key}={value}" for key, value in settings.items()]))
+        result = run(config)
         assert result is not None
         losses = [line["loss"] for line in read_metrics(result.folder / "metrics.jsonl")]
         report("reading the model back")
