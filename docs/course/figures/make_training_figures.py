@@ -1,6 +1,6 @@
-"""Draws the figures of classes 4 and 5 from real runs, into docs/course/figures/.
+"""Draws the figures of classes 4 and 5 from real runs.
 
-    python -m docs.course.make_training_figures --run outputs/nano --experiments outputs
+    python docs/course/figures/make_training_figures.py --run outputs/nano --experiments outputs
 
 `--run` is a finished run of the recipe nano; `--experiments` holds the folders that class 4's exercise 5 leaves
 (rate-*, rank-*, clips-* ...). A figure whose runs are not there is left as it is, with a word about it.
@@ -15,13 +15,14 @@ from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")
+matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
 from tiny_audio.train.config import compose_config
 from tiny_audio.train.optimizer import learning_rate_factor
 
-FIGURES = Path(__file__).resolve().parent / "figures"
+FIGURES = Path(__file__).resolve().parent
+TEXT, BLUE, ORANGE, GREEN, RED = "#7d8590", "#3b82c4", "#d9822b", "#3f9c6b", "#c4453b"
 RECIPES = ("nano", "small", "stage1")
 # Folder of an experiment -> its label. "rank-8" is the run that all others change in one thing.
 EXPERIMENTS = {
@@ -37,9 +38,30 @@ EXPERIMENTS = {
     "seconds in a batch": {"batch-12": "12", "rank-8": "48", "batch-192": "192"},
 }
 
+plt.rcParams.update(
+    {
+        "svg.hashsalt": "tiny-audio",
+        "savefig.transparent": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "legend.frameon": False,
+        **dict.fromkeys(
+            (
+                "text.color",
+                "axes.labelcolor",
+                "axes.edgecolor",
+                "axes.titlecolor",
+                "xtick.color",
+                "ytick.color",
+            ),
+            TEXT,
+        ),
+    }
+)
+
 
 def save(figure: Any, name: str) -> None:
-    figure.savefig(FIGURES / name, dpi=120, bbox_inches="tight", metadata={"Software": None})
+    figure.savefig(FIGURES / name, bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
     print(FIGURES / name)
 
@@ -51,12 +73,12 @@ def draw_schedules() -> None:
         settings = compose_config([f"+experiments={recipe}"]).training
         steps = range(0, settings.max_steps, max(settings.max_steps // 500, 1))
         rates = [settings.learning_rate * learning_rate_factor(step, settings) for step in steps]
-        axes.plot(steps, rates, color="tab:blue")
-        axes.axvspan(0, settings.warmup_steps, color="tab:orange", alpha=0.3, linewidth=0)
+        axes.plot(steps, rates, color=BLUE)
+        axes.axvspan(0, settings.warmup_steps, color=ORANGE, alpha=0.3, linewidth=0)
         axes.set(title=recipe, xlabel="step", ylim=(0, None))
         axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     all_axes[0].set_ylabel("learning rate")
-    save(figure, "schedules.png")
+    save(figure, "schedules.svg")
 
 
 def draw_losses(run: Path) -> None:
@@ -64,20 +86,20 @@ def draw_losses(run: Path) -> None:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     figure, axes = plt.subplots(figsize=(8, 3.6))
     for name, label, colour in (
-        ("ctc_loss", "alignment (CTC), nats a character", "tab:green"),
-        ("lm_loss", "language model, nats a token", "tab:blue"),
-        ("dev_wer", "word error rate on dev", "tab:red"),
+        ("ctc_loss", "alignment (CTC), nats a character", GREEN),
+        ("lm_loss", "language model, nats a token", BLUE),
+        ("dev_wer", "word error rate on dev", RED),
     ):
         points = [(line["step"], line[name]) for line in lines if name in line]
         axes.plot(
             *zip(*points, strict=True), label=label, color=colour, marker="o" if name == "dev_wer" else None
         )
     first = next(line["step"] for line in lines if "lm_loss" in line)
-    axes.axvline(first, color="grey", linestyle=":")
-    axes.annotate(" the decoder wakes up", (first, 4), fontsize=9, color="grey")
+    axes.axvline(first, color=TEXT, linestyle=":")
+    axes.annotate(" the decoder wakes up", (first, 4), fontsize=9, color=TEXT)
     axes.set(xlabel="step", yscale="log")
     axes.legend(fontsize=9)
-    save(figure, "nano-loss.png")
+    save(figure, "nano-loss.svg")
 
 
 def draw_experiments(folder: Path) -> None:
@@ -87,12 +109,12 @@ def draw_experiments(folder: Path) -> None:
         for position, name in enumerate(runs):
             metrics = json.loads((folder / name / "metrics.json").read_text(encoding="utf-8"))
             low, high = metrics["wer_ci95"]
-            axes.plot([position, position], [low, high], color="tab:blue", alpha=0.5)
-            axes.plot(position, metrics["wer"], "o", color="tab:red" if name == "rank-8" else "tab:blue")
+            axes.plot([position, position], [low, high], color=BLUE, alpha=0.5)
+            axes.plot(position, metrics["wer"], "o", color=RED if name == "rank-8" else BLUE)
         axes.set(title=title, ylim=(0, 1))
         axes.set_xticks(range(len(runs)), runs.values())
     all_axes[0].set_ylabel("word error rate")
-    save(figure, "experiments.png")
+    save(figure, "experiments.svg")
 
 
 def draw_diagnosis() -> None:
@@ -100,14 +122,14 @@ def draw_diagnosis() -> None:
     figure, axes = plt.subplots(figsize=(9, 2.7))
     parts = ("sound", "features,\nencoder", "projector", "prompt,\ndecoder", "end of\ntext")
     for position, part in enumerate(parts):
-        axes.add_patch(plt.Rectangle((2 * position, 0), 1.5, 1, facecolor="#e8eef7", edgecolor="tab:blue"))
+        axes.add_patch(plt.Rectangle((2 * position, 0), 1.5, 1, facecolor="none", edgecolor=BLUE))
         axes.text(2 * position + 0.75, 0.5, part, ha="center", va="center", fontsize=10)
         if position:
             axes.annotate(
                 "",
                 (2 * position, 0.5),
                 (2 * position - 0.5, 0.5),
-                arrowprops={"arrowstyle": "->", "color": "grey"},
+                arrowprops={"arrowstyle": "->", "color": TEXT},
             )
     reaches = (
         (0, 1.5, -0.5, "your ears"),
@@ -116,11 +138,11 @@ def draw_diagnosis() -> None:
         (6, 9.5, -0.5, "kinds of errors: S, D, I, and where in the text"),
     )
     for start, end, height, text in reaches:
-        axes.plot([start, end], [height, height], color="tab:orange", linewidth=3, solid_capstyle="butt")
+        axes.plot([start, end], [height, height], color=ORANGE, linewidth=3, solid_capstyle="butt")
         axes.text((start + end) / 2, height + 0.1, text, ha="center", fontsize=9)
     axes.set(xlim=(-0.2, 9.8), ylim=(-1.3, 1.9))
     axes.axis("off")
-    save(figure, "diagnosis.png")
+    save(figure, "diagnosis.svg")
 
 
 def main() -> None:
@@ -128,7 +150,6 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("outputs/nano"))
     parser.add_argument("--experiments", type=Path, default=Path("outputs"))
     arguments = parser.parse_args()
-    FIGURES.mkdir(exist_ok=True)
     draw_schedules()
     draw_diagnosis()
     for draw, folder in ((draw_losses, arguments.run), (draw_experiments, arguments.experiments)):
