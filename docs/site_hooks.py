@@ -40,7 +40,11 @@ def on_config(config: Any) -> Any:
     course = sorted(path.name for path in (DOCS / "course").glob("[0-9]-*.md"))
     beside = [name for name in BESIDE_THE_CLASSES if (DOCS / "course" / name).exists()]
     solutions = sorted(path.name for path in (DOCS / "course" / "solutions").glob("*.md"))
-    pages = [path.relative_to(DOCS).as_posix() for folder in (DOCS, DOCS / "guides") for path in folder.glob("*.md")]
+    pages = [
+        path.relative_to(DOCS).as_posix()
+        for folder in (DOCS, DOCS / "guides")
+        for path in folder.glob("*.md")
+    ]
     classes: list[Any] = [f"course/{name}" for name in [*course, *beside]]
     config.nav = [
         {"Home": "index.md"},

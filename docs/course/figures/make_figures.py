@@ -111,7 +111,14 @@ def draw_log_mel(material: Material) -> Any:
     axes[0].set(ylabel="16,000\nsamples/s", yticks=[], ylim=(None, waveform.max() * 1.6))
     mel = batch["input_features"][0].numpy()
     axes[1].imshow(
-        mel, origin="lower", aspect="auto", extent=(0, length, 0, len(mel)), cmap="magma", interpolation="none", vmin=-2, vmax=2.5
+        mel,
+        origin="lower",
+        aspect="auto",
+        extent=(0, length, 0, len(mel)),
+        cmap="magma",
+        interpolation="none",
+        vmin=-2,
+        vmax=2.5,
     )
     axes[1].set(ylabel=f"log-mel: {len(mel)} bands\n100 columns/s")
     frames = audio.last_hidden_state[0].numpy()
@@ -119,7 +126,13 @@ def draw_log_mel(material: Material) -> Any:
     order = np.argsort(frames.argmax(axis=0))  # dimensions in the order in which they are strongest
     picture = frames[:, order].T
     axes[2].imshow(
-        picture, aspect="auto", extent=(0, length, len(picture), 0), cmap="magma", interpolation="none", vmin=-2, vmax=2.5
+        picture,
+        aspect="auto",
+        extent=(0, length, len(picture), 0),
+        cmap="magma",
+        interpolation="none",
+        vmin=-2,
+        vmax=2.5,
     )
     axes[2].set(ylabel=f"encoder frames\n{len(picture)} numbers, 25/s", xlabel="seconds")
     return figure
