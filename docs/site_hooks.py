@@ -78,7 +78,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def demote_headings(markdown: str) -> str:
-    """Where a page has several headings of the first level, all but the first go one down: its contents are listed then."""
+    """Where a page has several headings of the first level, all but the first go one down, for the list of contents."""
     headings = [match for match in HEADING.finditer(markdown) if match["marks"]]
     if [match["marks"] for match in headings].count("#") < 2:
         return markdown
