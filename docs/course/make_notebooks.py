@@ -19,7 +19,8 @@ from docs.course.run_blocks import LANGUAGES, MARK, pages
 COURSE = Path(__file__).resolve().parent
 ROOT = COURSE.parents[1]
 FENCE = re.compile(rf"^```({'|'.join(LANGUAGES)})$")
-LINK = re.compile(r"(\]\()([^)\s#:]+)([)#])")
+# The first alternative takes code, so that the second does not look into it.
+LINK = re.compile(r"```.*?```|(\]\()([^)\s#:]+)([)#])", flags=re.DOTALL)
 
 
 def notebook_file(page: Path, folder: Path) -> Path:
@@ -43,6 +44,8 @@ def notebook(page: Path, folder: Path) -> Any:
 
 def move_link(link: re.Match[str], page: Path, folder: Path) -> str:
     """Links between pages lead to their notebooks, others to the files of the repository."""
+    if link[2] is None:
+        return link[0]
     target = (page.parent / link[2]).resolve()
     if target.suffix == ".md" and target in pages():
         target = notebook_file(target, folder)
