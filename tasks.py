@@ -195,6 +195,26 @@ def bench(arguments: list[str]) -> int:
     return max(codes, default=0)
 
 
+def course(arguments: list[str]) -> int:
+    """run every block of the course (course --slow: those that take minutes too), with outputs/nano if it is there"""
+    install("dev")
+    return run("docs/course/run_blocks.py", *arguments)
+
+
+def docs(arguments: list[str]) -> int:
+    """build the site of the documents in build/site; a broken link is an error (docs --serve: watch and reload)"""
+    install("docs")
+    if arguments[:1] == ["--serve"]:
+        return run("-m", "mkdocs", "serve", *arguments[1:])
+    return run("-m", "mkdocs", "build", "--strict", *arguments)
+
+
+def notebooks(arguments: list[str]) -> int:
+    """make a Jupyter notebook of each page of the course, in build/notebooks"""
+    install("docs")
+    return run("-m", "docs.course.make_notebooks", *arguments)
+
+
 def clean(arguments: list[str]) -> int:
     """remove caches and builds; keeps .venv and outputs"""
     for name in CACHES:
@@ -219,6 +239,9 @@ TARGETS = {
     "test": test,
     "check": check,
     "bench": bench,
+    "course": course,
+    "docs": docs,
+    "notebooks": notebooks,
     "format": format_code,
     "lint": lint,
     "type-check": type_check,

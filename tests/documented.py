@@ -51,6 +51,6 @@ def parses(command_line: str) -> bool:
 def documented_commands(document: Path) -> list[str]:
     """The lines of a document's shell blocks that call tiny-audio or make; pipes and redirections are left off."""
     blocks = re.findall(r"```bash\n(.*?)```", document.read_text(encoding="utf-8"), flags=re.DOTALL)
-    lines = [line.strip() for block in blocks for line in block.splitlines()]
+    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     commands = [re.split(r" \| (?=\w)| > ", line)[0] for line in lines]
     return [command for command in commands if re.match(r"(tiny-audio|make) ", command)]
