@@ -212,7 +212,7 @@ def docs(arguments: list[str]) -> int:
 def notebooks(arguments: list[str]) -> int:
     """make a Jupyter notebook of each page of the course, in build/notebooks"""
     install("docs")
-    return run("docs/course/make_notebooks.py", *arguments)
+    return run("-m", "docs.course.make_notebooks", *arguments)
 
 
 def clean(arguments: list[str]) -> int:

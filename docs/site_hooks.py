@@ -31,6 +31,7 @@ API = {
 CODE = r"```.*?```|`[^`\n]+`"
 FORMULA = re.compile(CODE + r"|\$\$(?P<formula>.+?)\$\$", flags=re.DOTALL)
 LINK = re.compile(CODE + r"|(?P<start>\]\()(?P<target>[^)\s#]+)(?P<rest>[^)\s]*\))", flags=re.DOTALL)
+HEADING = re.compile(r"```.*?```|^(?P<marks>#+) ", flags=re.DOTALL | re.MULTILINE)
 # Markdown inside of HTML is read only where it says so.
 DETAILS = re.compile(r"^<details>$", flags=re.MULTILINE)
 
@@ -40,7 +41,11 @@ def on_config(config: Any) -> Any:
     course = sorted(path.name for path in (DOCS / "course").glob("[0-9]-*.md"))
     beside = [name for name in BESIDE_THE_CLASSES if (DOCS / "course" / name).exists()]
     solutions = sorted(path.name for path in (DOCS / "course" / "solutions").glob("*.md"))
-    pages = [path.relative_to(DOCS).as_posix() for folder in (DOCS, DOCS / "guides") for path in folder.glob("*.md")]
+    pages = [
+        path.relative_to(DOCS).as_posix()
+        for folder in (DOCS, DOCS / "guides")
+        for path in folder.glob("*.md")
+    ]
     classes: list[Any] = [f"course/{name}" for name in [*course, *beside]]
     config.nav = [
         {"Home": "index.md"},
@@ -69,7 +74,17 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     folder = posixpath.dirname(page.file.src_uri)
     markdown = move_links(markdown, lambda target: out_of_docs(target, folder))
     markdown = DETAILS.sub('<details markdown="1">', markdown)
-    return FORMULA.sub(draw_formula, markdown)
+    return demote_headings(FORMULA.sub(draw_formula, markdown))
+
+
+def demote_headings(markdown: str) -> str:
+    """Where a page has several headings of the first level, all but the first go one down: its contents are listed then."""
+    headings = [match for match in HEADING.finditer(markdown) if match["marks"]]
+    if [match["marks"] for match in headings].count("#") < 2:
+        return markdown
+    return HEADING.sub(
+        lambda m: f"#{m[0]}" if m["marks"] and m.start() > headings[0].start() else m[0], markdown
+    )
 
 
 def draw_formula(match: re.Match[str]) -> str:

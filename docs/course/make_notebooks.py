@@ -1,27 +1,23 @@
 """Makes a Jupyter notebook of each page of the course, in build/notebooks: make notebooks.
 
-Blocks that are not run (CONTRIBUTING.md) stay text. The first cell goes to the repository, where the pages' commands are
-meant to be typed.
+Blocks that are not run (CONTRIBUTING.md) stay text. The first cell goes to the repository, where the pages' commands
+are meant to be typed.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import jupytext
 from nbformat.v4 import new_code_cell
 
-COURSE = Path(__file__).resolve().parent
-ROOT = COURSE.parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
 from docs.course.run_blocks import LANGUAGES, MARK, pages
 
+COURSE = Path(__file__).resolve().parent
+ROOT = COURSE.parents[1]
 FENCE = re.compile(rf"^```({'|'.join(LANGUAGES)})$")
 LINK = re.compile(r"(\]\()([^)\s#:]+)([)#])")
 

@@ -35,6 +35,7 @@ plt.rcParams.update(
         "svg.hashsalt": "tiny-audio",
         "savefig.transparent": True,
         "font.size": 10,
+        "axes.titlesize": 10,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN]),
@@ -89,10 +90,10 @@ def draw_waveform(material: Material) -> Any:
     mark_words(axes["whole"], clip, waveform.max() * 1.05)
     axes["whole"].set(xlabel="seconds", ylabel="amplitude", ylim=(None, waveform.max() * 1.35))
     seven = next(word for word in clip.words if word.text == "seven")
-    three = clip.words[0]
+    one = next(word for word in clip.words if word.text == "one")
     for name, start, title in (
-        ("vowel", three.end - 0.10, "the vowel of “three”: it repeats"),
-        ("hiss", seven.start + 0.02, "the /s/ of “seven”: it does not"),
+        ("vowel", one.start + 0.22, "the vowel of “one”: it repeats"),
+        ("hiss", seven.start + 0.01, "the /s/ of “seven”: it does not"),
     ):
         first = int(start * SAMPLING_RATE)
         part = waveform[first : first + int(0.04 * SAMPLING_RATE)]
@@ -111,7 +112,14 @@ def draw_log_mel(material: Material) -> Any:
     axes[0].set(ylabel="16,000\nsamples/s", yticks=[], ylim=(None, waveform.max() * 1.6))
     mel = batch["input_features"][0].numpy()
     axes[1].imshow(
-        mel, origin="lower", aspect="auto", extent=(0, length, 0, len(mel)), cmap="magma", vmin=-2, vmax=2.5
+        mel,
+        origin="lower",
+        aspect="auto",
+        extent=(0, length, 0, len(mel)),
+        cmap="magma",
+        interpolation="none",
+        vmin=-2,
+        vmax=2.5,
     )
     axes[1].set(ylabel=f"log-mel: {len(mel)} bands\n100 columns/s")
     frames = audio.last_hidden_state[0].numpy()
@@ -119,7 +127,13 @@ def draw_log_mel(material: Material) -> Any:
     order = np.argsort(frames.argmax(axis=0))  # dimensions in the order in which they are strongest
     picture = frames[:, order].T
     axes[2].imshow(
-        picture, aspect="auto", extent=(0, length, len(picture), 0), cmap="magma", vmin=-2, vmax=2.5
+        picture,
+        aspect="auto",
+        extent=(0, length, len(picture), 0),
+        cmap="magma",
+        interpolation="none",
+        vmin=-2,
+        vmax=2.5,
     )
     axes[2].set(ylabel=f"encoder frames\n{len(picture)} numbers, 25/s", xlabel="seconds")
     return figure
@@ -131,8 +145,9 @@ def word_vectors(vectors: Any, clip: Any) -> Any:
 
 
 def draw_embeddings(material: Material) -> Any:
-    chosen = [clip for clip in material.source.utterances() if clip.words and clip.seconds < 3][::2]
-    texts = np.array([word.text for clip in chosen for word in clip.words])
+    """Words of test voices, in the plane in which dev voices' digits are told apart best (linear discriminants)."""
+    dev = open_source("corpus:dev")
+    digits = sorted({word for clip in dev.utterances() for word in clip.text.split()})
     figure, panels = plt.subplots(1, 2, figsize=(8, 3.9))
     colours = plt.get_cmap("tab10")
     for panel, model, title in zip(
@@ -141,16 +156,33 @@ def draw_embeddings(material: Material) -> Any:
         ("encoder before training", "after 860 steps"),
         strict=True,
     ):
-        frames = [material.hear(material.source.read(clip), model)[1].last_hidden_state[0] for clip in chosen]
-        vectors = torch.cat([word_vectors(f, clip) for f, clip in zip(frames, chosen, strict=True)])
-        centred = vectors - vectors.mean(dim=0)
-        points = (centred @ torch.linalg.svd(centred, full_matrices=False)[2][:2].T).numpy()
-        for number, digit in enumerate(sorted(set(texts))):
-            panel.scatter(*points[texts == digit].T, s=9, color=colours(number), alpha=0.75, lw=0)
+        vectors, texts = {}, {}
+        for split, source in (("dev", dev), ("test", material.source)):
+            chosen = [clip for clip in source.utterances() if clip.words and clip.seconds < 3][::2]
+            frames = [material.hear(source.read(clip), model)[1].last_hidden_state[0] for clip in chosen]
+            words = [word_vectors(f, clip) for f, clip in zip(frames, chosen, strict=True)]
+            vectors[split] = torch.cat(words).numpy().astype(np.float64)
+            texts[split] = np.array([word.text for clip in chosen for word in clip.words])
+        points = vectors["test"] @ discriminants(vectors["dev"], texts["dev"])
+        for number, digit in enumerate(digits):
+            own = points[texts["test"] == digit]
+            panel.scatter(*own.T, s=9, color=colours(number), alpha=0.75, lw=0)
             if model is material.model:
-                panel.text(*np.median(points[texts == digit], axis=0), digit, ha="center", weight="bold")
+                panel.text(*np.median(own, axis=0), digit, ha="center", weight="bold")
         panel.set(title=title, xticks=[], yticks=[])
     return figure
+
+
+def discriminants(vectors: np.ndarray, texts: np.ndarray) -> np.ndarray:
+    """(D, 2): the directions in which classes differ most against the spread within them (Fisher, 1936)."""
+    means = {text: vectors[texts == text].mean(axis=0) for text in set(texts)}
+    within = np.cov((vectors - np.stack([means[text] for text in texts])).T)
+    within += (
+        0.1 * np.trace(within) / len(within) * np.eye(len(within))
+    )  # more dimensions than words can fill
+    between = np.cov(np.stack(list(means.values())).T)
+    values, directions = np.linalg.eig(np.linalg.solve(within, between))
+    return directions[:, np.argsort(-values.real)[:2]].real
 
 
 def draw_next_token(material: Material) -> Any:
@@ -260,7 +292,8 @@ def draw_data_trace(material: Material) -> Any:
     figure, axes = plt.subplots(5, 1, figsize=(8, 8.4), sharex=True, height_ratios=[1, 2, 2, 1.6, 1.7])
     axes[0].plot(np.arange(len(waveform)) / SAMPLING_RATE, waveform, lw=0.5)
     mark_words(axes[0], clip, waveform.max() * 1.05)
-    axes[0].set(yticks=[], ylim=(None, waveform.max() * 1.6), title=f"1. waveform: {len(waveform):,} samples")
+    axes[0].set(yticks=[], ylim=(None, waveform.max() * 1.6))
+    axes[0].set_title(f"1. waveform: {len(waveform):,} samples", loc="left")
     pictures = (
         (batch["input_features"][0].numpy(), "2. log-mel features: {1} columns of {0}"),
         (audio.last_hidden_state[0].T.numpy(), "3. encoder: {1} frames of {0}"),
@@ -269,8 +302,9 @@ def draw_data_trace(material: Material) -> Any:
     for panel, (picture, title) in zip((axes[1], axes[2], axes[4]), pictures, strict=True):
         limit = float(np.percentile(np.abs(picture), 99))
         style = {"origin": "lower", "aspect": "auto", "cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
-        panel.imshow(picture, extent=(0, length, 0, len(picture)), interpolation="nearest", **style)
-        panel.set(title=title.format(*picture.shape), yticks=[])
+        panel.imshow(picture, extent=(0, length, 0, len(picture)), interpolation="none", **style)
+        panel.set_title(title.format(*picture.shape), loc="left")
+        panel.set(yticks=[])
     seconds = (np.arange(len(log_probabilities)) + 0.5) * length / len(log_probabilities)
     best = log_probabilities.argmax(axis=1)
     axes[3].plot(seconds, np.exp(log_probabilities[:, 0]), color=TEXT, lw=0.9)
@@ -283,12 +317,9 @@ def draw_data_trace(material: Material) -> Any:
             axes[3].text(
                 second, value + 0.03, vocabulary[character - 1].replace(" ", "␣"), ha="center", fontsize=9
             )
-    axes[3].set(
-        yticks=[0, 1], ylim=(0, 1.3), title="4. alignment head: the likeliest character of each frame"
-    )
+    axes[3].set(yticks=[0, 1], ylim=(0, 1.3))
+    axes[3].set_title("4. alignment head: the likeliest character of each frame", loc="left")
     axes[4].set(xlabel="seconds")
-    for panel in axes:
-        panel.set_title(panel.get_title(), loc="left", fontsize=10)
     return figure
 
 
