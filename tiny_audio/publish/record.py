@@ -75,10 +75,11 @@ class Record:
 
     @property
     def train_data(self) -> list[Data]:
-        return [
+        found = (
             describe_data(name, self.revisions.get(name), default_split="train")
             for name in _listed(self.run, "data", "train")
-        ]
+        )
+        return list(dict.fromkeys(found))
 
     @property
     def revisions(self) -> dict[str, str | None]:

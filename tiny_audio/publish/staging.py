@@ -77,7 +77,7 @@ def stage_weights(source: Path, folder: Path, merged: bool) -> tuple[TinyAudioCo
     else:
         for file in _model_files(source):
             link_or_copy(file, folder / file.name)
-        _cast(folder / WEIGHTS_FILE, architecture.dtype)
+        cast_weights(folder / WEIGHTS_FILE, architecture.dtype)
     _remove_paths(folder)
     names = (path.name for path in sorted(source.iterdir()))
     return read_architecture(folder), [
@@ -155,7 +155,7 @@ def link_or_copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
-def _cast(file: Path, dtype: Any) -> None:
+def cast_weights(file: Path, dtype: Any) -> None:
     """Rewrite weights whose type is not the one that the config names: float32 master weights of a bfloat16 model."""
     import torch
     from safetensors import safe_open

@@ -1,0 +1,311 @@
+"""Audio files to waveforms: libsndfile (or ffmpeg) decodes, soxr resamples, and anything odd becomes one clear line.
+
+Legend: S samples at the wanted sampling rate, N frames of the file, C channels of the file.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias
+
+import numpy as np
+import soundfile
+import soxr
+
+from .asr_ffmpeg import FORMATS_WITH_FFMPEG, HEADER_BYTES, decode_with_ffmpeg, demuxer_for
+
+logger = logging.getLogger(__name__)
+
+AudioSource: TypeAlias = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO
+
+SAMPLING_RATE = 16_000
+READABLE_FORMATS = "WAV, FLAC, OGG (Vorbis or Opus), MP3, AIFF, AU, CAF or W64"
+
+# Rates that recordings of speech have are 8-192 kHz; far beyond that a header lies, and resampling it could
+# ask for any amount of memory (a header of 1 Hz turns 1 MB into 16,000 times as many samples).
+LOWEST_SAMPLING_RATE = 4_000
+HIGHEST_SAMPLING_RATE = 768_000
+# Full scale is 1.0 and a float file may exceed it a little. 32768 means 16-bit integers stored as floats.
+HIGHEST_AMPLITUDE = 100.0
+# One block is read at a time: a limit in seconds then costs no more than the limit, whatever the header
+# declares, and a broken end loses at most one block of what came before.
+BLOCK_SAMPLES = 1 << 15
+# libsndfile declares SF_COUNT_MAX, or nothing, where a stream does not know its own length.
+UNKNOWN_FRAMES = 1 << 62
+
+
+class AudioError(ValueError):
+    """Audio that cannot be used; the message is one line that names the audio and what to do."""
+
+
+class _SequentialFile(soundfile.SoundFile):
+    """A file that is read from start to end.
+
+    soundfile seeks after every read of a file that can seek. FLAC that was written to a pipe, and
+    so declares no length, fails at that, and it slows MP3 down.
+    """
+
+    def seekable(self) -> bool:
+        return False
+
+
+def load_audio(
+    source: AudioSource,
+    sampling_rate: int = SAMPLING_RATE,
+    max_seconds: float | None = None,
+) -> np.ndarray:
+    """Decode audio to a mono waveform: float32 (S,).
+
+    Arguments and errors are those of `read_blocks`.
+    """
+    blocks = list(read_blocks(source, sampling_rate, max_seconds))
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
+def read_blocks(
+    source: AudioSource,
+    sampling_rate: int = SAMPLING_RATE,
+    max_seconds: float | None = None,
+) -> Iterator[np.ndarray]:
+    """Decode audio block by block, so that memory does not grow with its length.
+
+    Args:
+        source: path, encoded bytes, or binary file object (read from its start where it can seek; left open).
+        sampling_rate: of the result, in Hz.
+        max_seconds: longest audio that is accepted. Reading stops as soon as it is passed.
+
+    Yields:
+        Parts of the mono waveform, the mean of all channels: float32, at least one sample; full scale is 1.0.
+
+    Raises:
+        AudioError: missing, not audio, no samples, non-finite or unscaled samples, or too long. Audio whose
+            end is missing is returned as far as it reads, with a warning in the log.
+    """
+    name = describe_source(source)
+    if hasattr(source, "read") and not _can_seek(source):  # the format is to be seen before it is read
+        source = _read_whole(source, name)
+    demuxer = demuxer_for(_header(source))
+    if demuxer is not None:
+        yield from _read_with_ffmpeg(source, name, demuxer, sampling_rate, max_seconds)
+        return
+    num_samples = 0
+    with _open(source, name) as file:
+        rate = file.samplerate
+        resample = (
+            None if rate == sampling_rate else soxr.ResampleStream(rate, sampling_rate, 1, dtype="float32")
+        )
+        num_frames = 0
+        for mono in _decode(file, name):
+            num_frames += len(mono)
+            if max_seconds is not None and num_frames > max_seconds * rate:
+                raise AudioError(_too_long(name, max(num_frames, file.frames), rate, max_seconds))
+            block = mono if resample is None else resample.resample_chunk(mono)
+            num_samples += len(block)
+            if len(block):
+                yield np.ascontiguousarray(block, dtype=np.float32)
+        if num_frames and resample is not None:
+            block = resample.resample_chunk(np.zeros(0, np.float32), last=True)
+            num_samples += len(block)
+            if len(block):
+                yield block
+    if num_frames == 0:
+        raise AudioError(f"{name}: holds no samples (0 s of audio)")
+    if num_samples == 0:
+        raise AudioError(f"{name}: holds only {num_frames} samples at {rate} Hz, too few to resample")
+
+
+def _read_with_ffmpeg(
+    source: AudioSource, name: str, demuxer: str, sampling_rate: int, max_seconds: float | None
+) -> Iterator[np.ndarray]:
+    """`read_blocks` of what libsndfile does not know."""
+    if isinstance(source, (str, os.PathLike)):
+        encoded: str | bytes = os.fspath(source)
+    elif isinstance(source, (bytes, bytearray, memoryview)):
+        encoded = bytes(source)
+    else:
+        encoded = _read_whole(source, name).getvalue()
+    num_samples = 0
+    try:
+        for block in decode_with_ffmpeg(encoded, demuxer, sampling_rate):
+            check_samples(block, num_samples / sampling_rate, name)
+            num_samples += len(block)
+            if max_seconds is not None and num_samples > max_seconds * sampling_rate:
+                raise AudioError(_too_long(name, UNKNOWN_FRAMES, sampling_rate, max_seconds))
+            yield block
+    except AudioError:
+        raise
+    except (OSError, ValueError) as error:
+        if num_samples == 0:
+            raise AudioError(f"{name}: cannot be decoded ({_reason(error)})") from error
+        logger.warning("%s: broken after %.2f s (%s)", name, num_samples / sampling_rate, _reason(error))
+    if num_samples == 0:
+        raise AudioError(f"{name}: holds no samples (0 s of audio)")
+
+
+def _header(source: AudioSource) -> bytes:
+    """The first bytes of the audio, as far as they can be had without consuming it."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return bytes(source[:HEADER_BYTES])
+    if isinstance(source, (str, os.PathLike)):
+        try:
+            with open(source, "rb") as file:
+                return file.read(HEADER_BYTES)
+        except (OSError, ValueError):
+            return b""  # `_open` says what is the matter
+    if not hasattr(source, "read") or not _can_seek(source):
+        return b""
+    source.seek(0)
+    header = source.read(HEADER_BYTES)
+    source.seek(0)
+    return header if isinstance(header, bytes) else b""
+
+
+def _decode(file: soundfile.SoundFile, name: str) -> Iterator[np.ndarray]:
+    """The file's blocks at its own rate, channels averaged: float32 (N,), checked."""
+    rate, declared_frames = file.samplerate, file.frames
+    block_frames = max(1, BLOCK_SAMPLES // file.channels)
+    num_frames = 0
+    while True:
+        try:
+            block = file.read(block_frames, dtype="float32", always_2d=True)  # (N, C)
+        except (soundfile.LibsndfileError, RuntimeError) as error:
+            if num_frames == 0:
+                raise AudioError(f"{name}: cannot be decoded ({_reason(error)}); is it damaged?") from error
+            logger.warning("%s: broken after %.2f s (%s)", name, num_frames / rate, _reason(error))
+            return
+        if len(block) == 0:
+            missing = declared_frames - num_frames
+            if num_frames and declared_frames < UNKNOWN_FRAMES and missing > rate // 10:
+                logger.warning(
+                    "%s: ends after %.2f of its %.2f s", name, num_frames / rate, declared_frames / rate
+                )
+            return
+        mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)  # (N,)
+        check_samples(mono, num_frames / rate, name)
+        num_frames += len(mono)
+        yield mono
+
+
+def audio_seconds(source: AudioSource) -> float:
+    """Length of the audio in seconds by its header; streams that do not declare one are decoded to find it.
+
+    Raises:
+        AudioError: missing, not audio, or no samples.
+    """
+    name = describe_source(source)
+    if demuxer_for(_header(source)) is not None:
+        return sum(len(block) for block in read_blocks(source)) / SAMPLING_RATE
+    with _open(source, name) as file:
+        frames = file.frames
+        if not 0 < frames < UNKNOWN_FRAMES:
+            frames = 0
+            while num_read := len(file.read(max(1, BLOCK_SAMPLES // file.channels), dtype="int16")):
+                frames += num_read
+        if frames == 0:
+            raise AudioError(f"{name}: holds no samples (0 s of audio)")
+        return frames / file.samplerate
+
+
+def declared_seconds(source: AudioSource) -> float | None:
+    """Length of the audio as its header has it; None where it does not, or cannot be read."""
+    try:
+        if demuxer_for(_header(source)) is not None:
+            return None
+        with _open(source, describe_source(source)) as file:
+            return file.frames / file.samplerate if 0 < file.frames < UNKNOWN_FRAMES else None
+    except AudioError:
+        return None
+
+
+def describe_source(source: Any) -> str:
+    """The name by which messages call `source`: its path, or what it is."""
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"audio of {len(source):,} bytes"
+    name = getattr(source, "name", None)
+    return name if isinstance(name, str) else f"audio from a {type(source).__name__}"
+
+
+def _open(source: AudioSource, name: str) -> soundfile.SoundFile:
+    opened: Any
+    if isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        if path.is_dir():
+            raise AudioError(f"{name}: is a folder, not an audio file")
+        try:
+            num_bytes = path.stat().st_size
+        except FileNotFoundError:
+            raise AudioError(f"{name}: no such file") from None
+        except (OSError, ValueError) as error:  # ValueError: a path with a null byte
+            raise AudioError(f"{name}: cannot be read ({_reason(error)})") from error
+        if num_bytes == 0:
+            raise AudioError(f"{name}: is empty (0 bytes)")
+        opened = str(path)
+    elif isinstance(source, (bytes, bytearray, memoryview)):
+        opened = io.BytesIO(source)
+    elif hasattr(source, "read"):
+        opened = source if _can_seek(source) else _read_whole(source, name)
+        if isinstance(opened, io.TextIOBase):
+            raise AudioError(f'{name}: is open as text; open it with mode "rb"')
+        opened.seek(0)
+    else:
+        raise AudioError(
+            f"{name}: audio must be a path, bytes or a binary file object, not {type(source).__name__}"
+        )
+    if isinstance(opened, io.BytesIO) and opened.getbuffer().nbytes == 0:
+        raise AudioError(f"{name}: is empty (0 bytes)")
+    try:
+        file = _SequentialFile(opened)
+    # soundfile takes a name that ends in .raw for headerless samples and asks for a rate with TypeError.
+    except (soundfile.LibsndfileError, RuntimeError, TypeError, OSError) as error:
+        raise AudioError(
+            f"{name}: is not audio that can be read ({_reason(error)}); it must be {READABLE_FORMATS}, or with "
+            f"ffmpeg {FORMATS_WITH_FFMPEG}"
+        ) from error
+    if not LOWEST_SAMPLING_RATE <= file.samplerate <= HIGHEST_SAMPLING_RATE:
+        rate = file.samplerate
+        file.close()
+        raise AudioError(
+            f"{name}: declares {rate:,} samples a second; between {LOWEST_SAMPLING_RATE:,} and "
+            f"{HIGHEST_SAMPLING_RATE:,} are supported"
+        )
+    return file
+
+
+def _can_seek(file: Any) -> bool:
+    seekable = getattr(file, "seekable", None)
+    return seekable is not None and seekable()
+
+
+def _read_whole(file: Any, name: str) -> io.BytesIO:
+    data = file.read()
+    if not isinstance(data, (bytes, bytearray)):
+        raise AudioError(f'{name}: is open as text; open it with mode "rb"')
+    return io.BytesIO(data)
+
+
+def check_samples(mono: np.ndarray, start_seconds: float, name: str) -> None:
+    # One pass in the good case: the largest magnitude is NaN or infinite where any sample is.
+    peak = max(float(mono.max()), -float(mono.min()))
+    if not np.isfinite(peak):
+        raise AudioError(f"{name}: has NaN or infinite samples (first seen at {start_seconds:.1f} s)")
+    if peak > HIGHEST_AMPLITUDE:
+        raise AudioError(
+            f"{name}: samples reach {peak:,.0f} where full scale is 1.0; were integers written as floats?"
+        )
+
+
+def _too_long(name: str, frames: int, rate: int, max_seconds: float) -> str:
+    length = f"lasts {frames / rate:,.1f} s" if frames < UNKNOWN_FRAMES else f"lasts over {max_seconds:g} s"
+    return f"{name}: {length}, longer than the limit of {max_seconds:g} s"
+
+
+def _reason(error: Exception) -> str:
+    """The cause alone: libsndfile's own words without the path, which the message already names."""
+    text = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
+    return " ".join(str(text).removeprefix("Error : ").split()).rstrip(". ")
