@@ -29,6 +29,7 @@ EXTRAS = {
     "demo": "tiny-audio demo and deploy-space",
     "bench": "the benchmarks",
     "dev": "tests and checks of Tiny Audio itself",
+    "docs": "the site of the documents: make docs",
 }
 # Packages that are imported by another name than their own with an underscore for a dash.
 IMPORT_NAMES = {"hydra-core": "hydra"}
