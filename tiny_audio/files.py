@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 CACHE_VARIABLE = "TINY_AUDIO_CACHE"
+MODELS_VARIABLE = "TINY_AUDIO_MODELS"  # a folder of models for machines without a hub: OWNER/NAME below it
 
 
 def safe_name(text: str) -> str:

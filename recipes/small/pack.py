@@ -1,4 +1,4 @@
-"""Puts a trained adapter into models/small: half the bytes, with the code that loads it.
+"""Puts a trained adapter into models/small, in half the bytes. The code there is links to tiny_audio/hub.
 
     python -m recipes.small.pack outputs/small/3-vary/model models/small
 
@@ -13,18 +13,15 @@ from pathlib import Path
 import torch
 
 from tiny_audio.hub.asr_checkpoint import WEIGHTS_FILE
-from tiny_audio.publish.staging import cast_weights, stage_code, stage_weights
+from tiny_audio.publish.staging import cast_weights, stage_weights
 
 
 def pack(source: Path, folder: Path) -> None:
-    """Fills `folder`, whose model card stays as it is."""
+    """Replaces the weights, config and tokenizer in `folder`, and nothing else there."""
     folder.mkdir(parents=True, exist_ok=True)
-    for file in folder.iterdir():
-        if file.suffix != ".md":
-            file.unlink()
-    architecture, _ = stage_weights(source, folder, merged=False)
+    (folder / WEIGHTS_FILE).unlink(missing_ok=True)  # staging links it to the source where it can
+    stage_weights(source, folder, merged=False)
     cast_weights(folder / WEIGHTS_FILE, torch.bfloat16)
-    stage_code(folder, architecture.is_merged)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 from tiny_audio.data.known_sets import TextRules
 from tiny_audio.data.parquet import ParquetSource
 from tiny_audio.errors import UserError, nearest
+from tiny_audio.files import MODELS_VARIABLE
 
 FORM = "hub:ORGANISATION/NAME[/CONFIG]:SPLIT, for example hub:speechbrain/LoquaciousSet/small:train"
 
@@ -40,7 +41,7 @@ def open_hub_source(
         UserError: no such set, config or split, no parquet in it, or the hub cannot be reached.
     """
     repository, config, split = parse_hub_name(name)
-    local = os.environ.get("TINY_AUDIO_MODELS")
+    local = os.environ.get(MODELS_VARIABLE)
     copy = Path(local) / repository if local else None
     place = str(copy) if copy is not None and copy.is_dir() else repository
     files = _resolve_files(place, config, split, name)

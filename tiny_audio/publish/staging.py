@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from tiny_audio.errors import UserError
-from tiny_audio.files import write_files
+from tiny_audio.files import MODELS_VARIABLE, write_files
 from tiny_audio.hub.asr_checkpoint import WEIGHTS_FILE, copy_code, load_model, merge, read_config
 from tiny_audio.hub.asr_config import TinyAudioConfig
 from tiny_audio.publish.card import render_card, render_licence
@@ -120,7 +120,7 @@ def check_bases(architecture: TinyAudioConfig, merged: bool) -> None:
 
 def check_nothing_private(folder: Path) -> None:
     """Raises UserError where a file that is about to be published holds a path of this machine or a key."""
-    places = {str(Path.home()), str(Path.cwd()), os.environ.get("TINY_AUDIO_MODELS", "")}
+    places = {str(Path.home()), str(Path.cwd()), os.environ.get(MODELS_VARIABLE, "")}
     places = {place for place in places if len(PurePath(place).parts) > 1}
     keys = {v for name, v in os.environ.items() if SECRET_VARIABLES.search(name.upper()) and len(v) >= 8}
     for file in sorted(folder.iterdir()):

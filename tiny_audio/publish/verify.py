@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from tiny_audio.errors import UserError
+from tiny_audio.files import MODELS_VARIABLE
 
 OUTSIDER = Path(__file__).with_name("outsider.py")
-MODELS_VARIABLE = "TINY_AUDIO_MODELS"
 CLIP_WORDS = 4  # at least: the first such clip of the test split is read
 
 

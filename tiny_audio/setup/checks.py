@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import tiny_audio
+from tiny_audio.files import MODELS_VARIABLE
 from tiny_audio.setup.findings import HUB_WORDS, Finding, Level
 from tiny_audio.setup.isolation import Report, one_line
 from tiny_audio.setup.requirements import (
@@ -29,7 +30,6 @@ GIGABYTE = 1e9
 # Estimates with room to spare: of a training and the processes that prepare its batches; of models and a run's files.
 NANO_MEMORY_GB, SMALL_MEMORY_GB = 1.5, 4.0
 NANO_DISK_GB, SMALL_DISK_GB = 0.5, 4.0
-MODELS_VARIABLE = "TINY_AUDIO_MODELS"
 HUB_SECONDS = 5.0
 
 

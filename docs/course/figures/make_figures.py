@@ -12,13 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("svg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from style import BLUE, GREEN, ORANGE, TEXT
 
 from tiny_audio.data.sources import open_source
 from tiny_audio.hub.asr_checkpoint import load_model
@@ -27,30 +25,10 @@ from tiny_audio.train.config import compose_config
 
 FOLDER = Path(__file__).resolve().parent
 SAMPLING_RATE = 16000
-TEXT, BLUE, ORANGE, GREEN = "#7d8590", "#3b82c4", "#d9822b", "#3f9c6b"
 CLIP, CLIP_WITH_ERROR = "kokoro-pm_alex-021", "kokoro-if_sara-020"
 
 plt.rcParams.update(
-    {
-        "svg.hashsalt": "tiny-audio",
-        "savefig.transparent": True,
-        "font.size": 10,
-        "axes.titlesize": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN]),
-        **dict.fromkeys(
-            (
-                "text.color",
-                "axes.labelcolor",
-                "axes.edgecolor",
-                "xtick.color",
-                "ytick.color",
-                "axes.titlecolor",
-            ),
-            TEXT,
-        ),
-    }
+    {"font.size": 10, "axes.titlesize": 10, "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN])}
 )
 
 

@@ -13,16 +13,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("svg")
 import matplotlib.pyplot as plt
+from style import BLUE, GREEN, ORANGE, RED, TEXT
 
 from tiny_audio.train.config import compose_config
 from tiny_audio.train.optimizer import learning_rate_factor
 
 FIGURES = Path(__file__).resolve().parent
-TEXT, BLUE, ORANGE, GREEN, RED = "#7d8590", "#3b82c4", "#d9822b", "#3f9c6b", "#c4453b"
 RECIPES = ("nano", "small", "stage1")
 # Folder of an experiment -> its label. "rank-8" is the run that all others change in one thing.
 EXPERIMENTS = {
@@ -38,26 +35,7 @@ EXPERIMENTS = {
     "seconds in a batch": {"batch-12": "12", "rank-8": "48", "batch-192": "192"},
 }
 
-plt.rcParams.update(
-    {
-        "svg.hashsalt": "tiny-audio",
-        "savefig.transparent": True,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "legend.frameon": False,
-        **dict.fromkeys(
-            (
-                "text.color",
-                "axes.labelcolor",
-                "axes.edgecolor",
-                "axes.titlecolor",
-                "xtick.color",
-                "ytick.color",
-            ),
-            TEXT,
-        ),
-    }
-)
+plt.rcParams["legend.frameon"] = False
 
 
 def save(figure: Any, name: str) -> None:
