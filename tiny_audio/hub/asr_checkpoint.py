@@ -241,8 +241,6 @@ def merge(model: Any) -> Any:
     ):
         if lora:
             fold_lora(tower)
-    merged.embedding_ctc = None  # of use in training only
-    merged.config.embedding_ctc = False
     merged.config.encoder_lora = merged.config.decoder_lora = None
     merged.config.encoder_in_checkpoint = merged.config.decoder_in_checkpoint = True
     return merged

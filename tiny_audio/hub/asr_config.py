@@ -32,7 +32,8 @@ class TinyAudioConfig(PreTrainedConfig):
         frame_seconds: time from one encoder frame to the next.
         audio_token_id: id of the placeholder that audio tokens replace.
         ctc_vocabulary: characters of the alignment head (blank is index 0, the first character 1); None for no head.
-        embedding_ctc: whether the blank of the embedding loss is part of the model.
+        embedding_ctc: whether the blank of the embedding loss is part of the model, which then hears text tokens.
+        ctc_decoding_weight: of what is heard beside the decoder when a token is chosen (`asr_joint`); 0: decoder alone.
         encoder_lora, decoder_lora: None, or `{"r", "lora_alpha", "lora_dropout", "target_modules",
             "use_rslora", "use_dora"}`.
         encoder_base, decoder_base: None, or `{"name", "revision", "fingerprint"}`.
@@ -51,6 +52,7 @@ class TinyAudioConfig(PreTrainedConfig):
     audio_token_id: int | None = None
     ctc_vocabulary: str | None = DEFAULT_CTC_VOCABULARY
     embedding_ctc: bool = False
+    ctc_decoding_weight: float = 0.3
     encoder_lora: dict | None = None
     decoder_lora: dict | None = None
     encoder_base: dict | None = None

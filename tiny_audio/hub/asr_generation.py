@@ -24,6 +24,7 @@ from transformers.generation.streamers import BaseStreamer
 from .asr_alignment import speech_evidence
 from .asr_drafting import has_plain_cache, share_prompt, write_from_draft
 from .asr_guard import ClipLengthCriteria, RepetitionCriteria, has_speech, new_token_limits
+from .asr_joint import CANDIDATES, HeardCharacters, Hearing, JointScores
 from .asr_losses import decode_ctc_text
 
 # What a call and a generation config may say for the text to be the plain greedy one, which asr_drafting writes too.
@@ -73,7 +74,8 @@ class TranscriptGeneration(GenerationMixin):
         Args:
             audio_features: what `get_audio_features` returned, in place of `input_features` and their mask.
             tokenizer: where the model has an alignment head, stops texts that repeat themselves beyond what
-                it hears (`asr_guard`).
+                it hears (`asr_guard`), and reads the characters that it hears.
+            ctc_decoding_weight: in place of the config's; 0 for the decoder alone. Sampling is the decoder's alone.
         """
         if input_features is None and audio_features is None:
             return super().generate(
@@ -86,6 +88,7 @@ class TranscriptGeneration(GenerationMixin):
             audio = self.get_audio_features(input_features, input_features_mask)
         embeddings = self.model.splice(input_ids, audio)
         log_probabilities = self.alignment(audio)
+        hearing, draft = self._hear(audio, log_probabilities, tokenizer)
         characters = (
             None if log_probabilities is None else speech_evidence(log_probabilities, audio.frame_lengths)
         )
@@ -97,12 +100,17 @@ class TranscriptGeneration(GenerationMixin):
             criteria.append(ClipLengthCriteria(limits))
         if tokenizer is not None and characters is not None:
             criteria.append(RepetitionCriteria(tokenizer, characters))
+        weight = kwargs.pop("ctc_decoding_weight", self.config.ctc_decoding_weight)
+        if hearing is not None and weight and not self._setting(kwargs, "do_sample"):
+            # Behind the caller's: what those keep is the decoder's own.
+            processors = [
+                *(kwargs.get("logits_processor") or []),
+                self._joint_scores(hearing, weight, kwargs),
+            ]
+            kwargs["logits_processor"] = LogitsProcessorList(processors)
         if self._is_greedy(kwargs):
-            if len(input_ids) == 1 and tokenizer is not None and log_probabilities is not None:
-                heard = log_probabilities[0, : int(audio.frame_lengths[0])].argmax(dim=-1).tolist()
-                return self._generate_from_draft(
-                    tokenizer, heard, embeddings, attention_mask, criteria, **kwargs
-                )
+            if len(input_ids) == 1 and draft is not None:
+                return self._generate_from_draft(draft, embeddings, attention_mask, criteria, **kwargs)
             if attention_mask is not None:
                 embeddings, attention_mask, cache = share_prompt(self, input_ids, embeddings, attention_mask)
                 if cache is not None:
@@ -114,6 +122,37 @@ class TranscriptGeneration(GenerationMixin):
             **kwargs,
         )
 
+    def _hear(
+        self, audio: Any, log_probabilities: Tensor | None, tokenizer: Any
+    ) -> tuple[Hearing | None, list[int] | None]:
+        """What the better of the model's CTC heads hears in a batch, and a draft of its first clip's text."""
+        if self.embedding_ctc is not None:
+            hearing, drafts = self.embedding_ctc.listen(
+                audio.pooler_output, audio.token_lengths, self.get_input_embeddings().weight
+            )
+            return hearing, drafts[0]
+        if log_probabilities is None or tokenizer is None:
+            return None, None
+        vocabulary = self.config.ctc_vocabulary
+        hearing = HeardCharacters(log_probabilities, audio.frame_lengths, tokenizer, vocabulary)
+        heard = log_probabilities[0, : int(audio.frame_lengths[0])].argmax(dim=-1).tolist()
+        text = decode_ctc_text(heard, vocabulary)
+        return hearing, tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+
+    def _joint_scores(self, hearing: Hearing, weight: float, options: dict[str, Any]) -> JointScores:
+        beams = self._setting(options, "num_beams") or 1
+        ends = [*self._end_ids(), self.generation_config.pad_token_id]
+        return JointScores(hearing, weight, ends, max(CANDIDATES, 2 * beams))
+
+    def _end_ids(self) -> list[int]:
+        ends = self.generation_config.eos_token_id
+        return ends if isinstance(ends, list) else [ends]
+
+    def _setting(self, options: dict[str, Any], name: str) -> Any:
+        """What a call says, else its generation config, else the model's."""
+        settings = options.get("generation_config") or self.generation_config
+        return options.get(name, getattr(settings, name, None))
+
     def _is_greedy(self, options: dict[str, Any]) -> bool:
         """Whether this call is for the likeliest token each time, and the decoder's cache one that can be cut."""
         settings = {key for key, value in self.generation_config.to_diff_dict().items() if value is not None}
@@ -124,8 +163,7 @@ class TranscriptGeneration(GenerationMixin):
 
     def _generate_from_draft(
         self,
-        tokenizer: Any,
-        heard: list[int],
+        draft: list[int],
         embeddings: Tensor,
         attention_mask: Tensor | None,
         criteria: list[StoppingCriteria],
@@ -133,20 +171,17 @@ class TranscriptGeneration(GenerationMixin):
         logits_processor: Any = (),
         streamer: BaseStreamer | None = None,
     ) -> Tensor:
-        """(1, new tokens) of one clip, with the alignment head's best path `heard` as the draft."""
-        settings = self.generation_config
-        ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
-        text = decode_ctc_text(heard, self.config.ctc_vocabulary)
-        draft = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids + ends[:1]
+        """(1, new tokens) of one clip, whose text is probably `draft`."""
+        ends = self._end_ids()
         if attention_mask is not None:
             embeddings = embeddings[:, attention_mask[0].bool()]
         ids = write_from_draft(
             self,
             embeddings,
-            draft,
+            draft + ends[:1],
             max_new_tokens,
             ends,
-            settings.suppress_tokens or (),
+            self.generation_config.suppress_tokens or (),
             logits_processor or (),
             criteria,
             streamer,

@@ -23,6 +23,7 @@ from transformers.utils import ModelOutput
 from .asr_checkpoint import AUTO_MAP, CUSTOM_PIPELINES, copy_code, load_adapter, own_state_dict
 from .asr_config import TinyAudioConfig
 from .asr_drafting import allow_lent_prompts, read_with_shared_prompt, train_checkpointed_layers
+from .asr_embedding_ctc import EmbeddingCTC
 from .asr_encoders import (
     build_encoder,
     encoder_geometry,
@@ -36,7 +37,6 @@ from .asr_lora import inject_lora
 from .asr_losses import (
     CTC_PADDING,
     IGNORE_LABEL,
-    EmbeddingCTC,
     LossWeights,
     alignment_loss,
     language_model_loss,
@@ -270,7 +270,9 @@ class TinyAudioForConditionalGeneration(TinyAudioPreTrainedModel, TranscriptGene
         self.ctc_head = None
         if config.ctc_vocabulary:
             self.ctc_head = nn.Linear(encoder_width(config.audio_config), len(config.ctc_vocabulary) + 1)
-        self.embedding_ctc = EmbeddingCTC(text_config.hidden_size) if config.embedding_ctc else None
+        self.embedding_ctc = None
+        if config.embedding_ctc:
+            self.embedding_ctc = EmbeddingCTC(text_config.hidden_size, text_config.vocab_size)
         table = self.get_input_embeddings()  # embed_tokens in most decoders, wte in GPT-2
         name = next(name for name, module in self.model.named_modules() if module is table)
         self._tied_weights_keys = {"lm_head.weight": f"model.{name}.weight"}

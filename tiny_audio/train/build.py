@@ -39,6 +39,7 @@ from tiny_audio.hub.asr_checkpoint import (
     split_causal_lm,
 )
 from tiny_audio.hub.asr_config import TinyAudioConfig, resolve_model_path
+from tiny_audio.hub.asr_embedding_ctc import EmbeddingCTC
 from tiny_audio.hub.asr_encoders import (
     build_encoder,
     encoder_geometry,
@@ -47,7 +48,7 @@ from tiny_audio.hub.asr_encoders import (
     load_encoder,
 )
 from tiny_audio.hub.asr_lora import LORA_MARK, inject_lora
-from tiny_audio.hub.asr_losses import EmbeddingCTC, LossWeights, plain_text
+from tiny_audio.hub.asr_losses import LossWeights, plain_text
 from tiny_audio.hub.asr_modeling import TinyAudioForConditionalGeneration
 from tiny_audio.hub.asr_processing import SAMPLING_RATE, TinyAudioProcessor, add_audio_token
 
@@ -264,7 +265,8 @@ def _add_parts(
             model.ctc_head = nn.Linear(encoder_width(architecture.audio_config), len(value) + 1)
             processor.ctc_vocabulary = value
         elif name == "embedding_ctc":
-            model.embedding_ctc = EmbeddingCTC(architecture.text_config.hidden_size)
+            text_config = architecture.text_config
+            model.embedding_ctc = EmbeddingCTC(text_config.hidden_size, text_config.vocab_size)
         elif name == "encoder_lora":
             inject_lora(model.model.audio_tower, value)
         elif name == "decoder_lora":
