@@ -254,6 +254,7 @@ def _add_parts(
 ) -> None:
     """Puts `additions` into a loaded model, and says which keys of the config its checkpoint overrules."""
     architecture = model.config
+    architecture.ctc_decoding_weight = config.ctc.decoding_weight
     for key in ("projector_type", "stack_factor", "projector_hidden_size"):
         _say_kept(f"model.{key}", getattr(architecture, key), config.model[key])
     for key, lora in (("encoder_lora", architecture.encoder_lora), ("peft", architecture.decoder_lora)):
@@ -290,6 +291,7 @@ def describe(config: DictConfig, audio_config: Any, text_config: Any) -> TinyAud
         projector_activation=settings.projector_activation,
         ctc_vocabulary=config.ctc.vocabulary if config.ctc.weight > 0 else None,
         embedding_ctc=config.ctc.embedding_weight > 0,
+        ctc_decoding_weight=config.ctc.decoding_weight,
         encoder_lora=_lora(config.encoder_lora, enabled=True),
         decoder_lora=_lora(config.peft, enabled=config.peft.peft_method is not None),
         encoder_base=_base(settings.encoder_model_name, settings.encoder_revision),
