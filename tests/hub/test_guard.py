@@ -210,9 +210,7 @@ def test_a_decoder_that_loops_is_stopped_though_much_was_allowed(talker: tuple[A
     batch = processor([noise(3.0)])
     free = model.generate(**batch, max_new_tokens=120)
     assert free.shape[1] == 120 and ends_in_a_loop(free[0].tolist()), "the fixture loops"
-    held = model.generate(
-        **batch, max_new_tokens=120, tokenizer=processor.tokenizer, ctc_decoding_weight=0.0
-    )
+    held = model.generate(**batch, max_new_tokens=120, tokenizer=processor.tokenizer, ctc_decoding_weight=0.0)
     assert held.shape[1] < 80
     assert torch.equal(free[:, : held.shape[1]], held), "nothing is rewritten, only ended"
     short = model.generate(**batch, max_new_tokens=5, tokenizer=processor.tokenizer)

@@ -97,6 +97,7 @@ class CTCSettings:
     alone_share: float = number(0, most=1)
     embedding_weight: float = number(0)
     embedding_negatives: int = number(0)
+    decoding_weight: float = number(0)
     vocabulary: str
 
 

@@ -1,0 +1,1 @@
+../../tiny_audio/hub/asr_embedding_ctc.py
