@@ -52,18 +52,12 @@ def draw(stages: Sequence[Path], file: Path) -> None:
                 )
                 labelled.add(name)
         axes.axvline(begin, color=TEXT, linewidth=0.8, linestyle=":")
-        axes.text(
-            begin,
-            1.0,
-            f" {folder.name}",
-            color=TEXT,
-            fontsize=8,
-            va="top",
-            transform=axes.get_xaxis_transform(),
-        )
+        height = 1.0 + 0.06 * (number % 2)  # names of short stages would lie on each other
+        place = {"transform": axes.get_xaxis_transform(), "va": "bottom"}
+        axes.text(begin, height, f" {folder.name}", color=TEXT, fontsize=8, **place)
         begin += rows[-1]["hours"]
     axes.set(yscale="log", xlabel="hours of audio heard", ylabel="loss (nats)")
-    axes.legend(frameon=False, labelcolor=TEXT, loc="upper right", bbox_to_anchor=(1, 1))
+    axes.legend(frameon=False, labelcolor=TEXT, loc="upper right", bbox_to_anchor=(0.92, 1))
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=TEXT, which="both")
     for part in (axes.xaxis.label, axes.yaxis.label):
