@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From the speech that make_speech.py makes to the model in models/small: two hours on two cores.
+# From the speech that make_speech.py makes to the model in models/small: four hours on two cores, in five stages.
 #
 #     bash recipes/small/train.sh [SPEECH] [OUT]
 #
@@ -35,4 +35,9 @@ stage 2-read "${clean[@]}" init_from="$out/1-align/model" ctc.alone_share=0 trai
 tiny-audio cache-features "${common[@]}" "${varied[@]}"
 stage 3-vary "${varied[@]}" init_from="$out/2-read/model" ctc.alone_share=0 training.max_steps=300 \
   training.learning_rate=3e-4 training.decoder_learning_rate=6e-4 training.warmup_steps=20 training.eval_steps=100
-echo "the model: $out/3-vary/model"
+# 4. and 5. Both once more, over all of it: words that were heard once are not yet known.
+stage 4-align-more "${varied[@]}" init_from="$out/3-vary/model" ctc.alone_share=1 training.max_steps=2800 training.learning_rate=1.5e-3 \
+  training.warmup_steps=30
+stage 5-read-more "${varied[@]}" init_from="$out/4-align-more/model" ctc.alone_share=0 training.max_steps=640 \
+  training.learning_rate=5e-4 training.decoder_learning_rate=8e-4 training.warmup_steps=20 training.eval_steps=150
+echo "the model: $out/5-read-more/model"
