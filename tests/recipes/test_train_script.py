@@ -52,8 +52,10 @@ def test_the_stages_follow_each_other(tmp_path: Path) -> None:
         "train 1-align from nothing",
         "train 2-read from 1-align",
         "train 3-vary from 2-read",
+        "train 4-align-more from 3-vary",
+        "train 5-read-more from 4-align-more",
     ]
-    assert lines[-1] == "the model: out here/3-vary/model"
+    assert lines[-1] == "the model: out here/5-read-more/model"
 
 
 def test_a_finished_stage_is_not_trained_again(tmp_path: Path) -> None:
