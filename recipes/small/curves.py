@@ -53,8 +53,8 @@ def draw(stages: Sequence[Path], file: Path) -> None:
                 labelled.add(name)
         axes.axvline(begin, color=TEXT, linewidth=0.8, linestyle=":")
         height = 1.0 + 0.06 * (number % 2)  # names of short stages would lie on each other
-        place = {"transform": axes.get_xaxis_transform(), "va": "bottom"}
-        axes.text(begin, height, f" {folder.name}", color=TEXT, fontsize=8, **place)
+        place = axes.get_xaxis_transform()
+        axes.text(begin, height, f" {folder.name}", color=TEXT, fontsize=8, va="bottom", transform=place)
         begin += rows[-1]["hours"]
     axes.set(yscale="log", xlabel="hours of audio heard", ylabel="loss (nats)")
     axes.legend(frameon=False, labelcolor=TEXT, loc="upper right", bbox_to_anchor=(0.92, 1))

@@ -81,9 +81,13 @@ def test_scores_are_those_of_a_clip_alone_whatever_was_asked_before() -> None:
                 both.log_probabilities[clip, None, :length], torch.tensor([length]), Letters(), "abcdefgh"
             )
             fresh = JointScores(alone, 0.7, [end], candidates=5)
-            expected = fresh(texts[row, None], scores[row, None])
-            assert torch.allclose(found[row], expected[0], atol=1e-5)
+            expected = fresh(texts[[row, row]], scores[[row, row]])[0]
+            assert torch.allclose(found[row], expected, atol=1e-5)
             assert torch.isfinite(expected).sum() == 5
+            # Without beams only what may win is weighed.
+            greedy = fresh(texts[row, None], scores[row, None])[0]
+            assert greedy.argmax() == expected.argmax()
+            assert torch.allclose(greedy.max(), expected.max(), atol=1e-5)
         # The beams of a clip change places, as they do in a search.
         likeliest = found[:, :end].argmax(dim=-1)
         texts = torch.cat([texts, likeliest[:, None]], dim=1)[[1, 0, 3, 2]]
@@ -91,8 +95,8 @@ def test_scores_are_those_of_a_clip_alone_whatever_was_asked_before() -> None:
 
 def test_the_end_is_scored_as_the_whole_text() -> None:
     heard = hearing([NUM_FRAMES])
-    scores = torch.zeros(1, 9)
-    joint = JointScores(heard, 1.0, [8], candidates=9)(torch.tensor([[0, 1]]), scores)[0]
+    scores = torch.zeros(2, 9)
+    joint = JointScores(heard, 1.0, [8], candidates=9)(torch.tensor([[0, 1]] * 2), scores)[0]
     paths = start(heard.blank)
     for label in (1, 2):
         paths, before = extend(paths, heard.blank, heard.log_probabilities[..., label], torch.tensor([False]))
@@ -102,7 +106,7 @@ def test_the_end_is_scored_as_the_whole_text() -> None:
 
 def test_nothing_is_forbidden_where_the_frames_are_too_few() -> None:
     joint = JointScores(hearing([2]), 1.0, [8], candidates=9)
-    scores = joint(torch.tensor([[0, 1, 2, 3, 4]]), torch.zeros(1, 9))
+    scores = joint(torch.tensor([[0, 1, 2, 3, 4]] * 2), torch.zeros(2, 9))
     assert (scores >= math.log(1 / 9) - asr_joint.MOST_DOUBT).all()
 
 
@@ -117,7 +121,9 @@ def test_what_is_heard_of_tokens_is_a_distribution_over_the_vocabulary(
     tokens[1:3] = tokens[7] = 3 * table[17]
     heard, drafts = module.listen(tokens, lengths, table)
     clips = torch.tensor([0, 1])
-    emissions = heard.emissions(clips, torch.arange(40).expand(2, -1))  # (B, V, F)
+    emissions = torch.stack(
+        [heard.emissions(clips, torch.full((2,), token)) for token in range(40)], dim=1
+    )  # (B, V, F)
     everything = torch.logaddexp(emissions.logsumexp(dim=1), heard.blank)
     assert torch.allclose(everything[0], torch.zeros(6, dtype=torch.float64), atol=1e-5)
     assert torch.allclose(everything[1, :3], torch.zeros(3, dtype=torch.float64), atol=1e-5)
@@ -136,7 +142,7 @@ def test_what_is_heard_is_what_the_embedding_loss_scores() -> None:
     heard, _ = module.listen(tokens[0], torch.tensor([7]), table)
     paths = start(heard.blank)
     for label in (3, 30):
-        emissions = heard.emissions(torch.tensor([0]), torch.tensor([[label]]))[:, 0]
+        emissions = heard.emissions(torch.tensor([0]), torch.tensor([label]))
         paths, _ = extend(paths, heard.blank, emissions, torch.tensor([False]))
     loss, _ = module(tokens, torch.tensor([7]), torch.tensor([[3, 30]]), table)
     assert -paths[0, :, -1].logsumexp(0).item() == pytest.approx(loss.item(), abs=1e-4)
@@ -169,9 +175,9 @@ def test_a_decoder_without_sense_writes_what_is_heard(parts: tuple[Any, Any], mo
         hearing.blank[:, 1 : 2 * len(classes) : 2] = -9.0
 
         def emissions(clips: Tensor, asked: Tensor) -> Tensor:
-            clear = torch.full((len(clips), asked.shape[1], num_frames), -9.0, dtype=torch.float64)
+            clear = torch.full((len(clips), num_frames), -9.0, dtype=torch.float64)
             for place, label in enumerate(classes):
-                clear[:, :, 2 * place + 1] = torch.where(asked == label, -0.01, -9.0)
+                clear[:, 2 * place + 1] = torch.where(asked == label, -0.01, -9.0)
             return clear
 
         hearing.emissions = emissions

@@ -6,13 +6,14 @@ therefore scored by its log-probability, plus a weight times the change that it 
 all texts that begin so, given the audio (Graves, 2008, section 7.5). The end of the text is scored as the whole of it.
 
 Legend: B batch, F frames of a CTC head (encoder frames or audio tokens), V vocabulary, D_t decoder width, R rows of a
-generation (clips times beams), K candidates of a row, T new tokens.
+generation (clips times beams), K candidates of a row, N candidates that are weighed at a time.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +45,7 @@ class Hearing(ABC):
 
     @abstractmethod
     def emissions(self, clips: Tensor, classes: Tensor) -> Tensor:
-        """(R, K, F) float64 log-probabilities of `classes (R, K)` in the clips `clips (R,)`."""
+        """(N, F) float64 log-probabilities of `classes (N,)` in the clips `clips (N,)`."""
 
 
 class HeardCharacters(Hearing):
@@ -61,8 +62,7 @@ class HeardCharacters(Hearing):
         return encode_ctc_text(self.tokenizer.decode(ids, skip_special_tokens=True), self.vocabulary)
 
     def emissions(self, clips: Tensor, classes: Tensor) -> Tensor:
-        index = classes[:, None].expand(-1, self.blank.shape[1], -1)  # (R, F, K)
-        return self.log_probabilities[clips].gather(2, index).transpose(1, 2)
+        return self.log_probabilities[clips, :, classes]
 
 
 class HeardTokens(Hearing):
@@ -88,14 +88,22 @@ class HeardTokens(Hearing):
 
     def emissions(self, clips: Tensor, classes: Tensor) -> Tensor:
         clips, classes = clips.to(self.tokens.device), classes.to(self.tokens.device)
-        rows = self.table[classes].float() * self.scale[classes][..., None]  # (R, K, D_t)
-        scores = rows @ self.tokens[clips].transpose(1, 2) - self.normaliser[clips][:, None]
-        scores = scores.masked_fill(self.behind[clips][:, None], BEHIND_THE_END)
+        rows = self.table[classes].float() * self.scale[classes][:, None]  # (N, D_t)
+        scores = (self.tokens[clips] @ rows[..., None])[..., 0] - self.normaliser[clips]
+        scores = scores.masked_fill(self.behind[clips], BEHIND_THE_END)
         return scores.to(self.blank.device, torch.float64)
 
 
+class State(NamedTuple):
+    """Of a clip's text: paths (2, F + 1) as of `start`; log-probability () of all texts that begin so; classes."""
+
+    paths: Tensor
+    total: Tensor
+    classes: list[int]
+
+
 class JointScores(LogitsProcessor):
-    """Scores of the next token, from the decoder's and from what is heard; all but `candidates` tokens are ruled out.
+    """Scores of the next token, from the decoder's and from what is heard; tokens that cannot be chosen are ruled out.
 
     For greedy search and for beams (rows of a clip lie next to each other), alone or with a draft: it finds the state
     of any text that is one token longer than one of the last call, and makes others anew.
@@ -104,75 +112,86 @@ class JointScores(LogitsProcessor):
         hearing: of the batch.
         weight: of the CTC prefix probability, where the decoder's log-probability has 1.
         ends: token ids that end a text, or stand behind its end.
-        candidates: the number K of tokens that are weighed for each row.
+        candidates: the number K of tokens that may be weighed for each row.
     """
 
     def __init__(self, hearing: Hearing, weight: float, ends: list[int], candidates: int = CANDIDATES):
         self.hearing, self.weight, self.candidates = hearing, weight, candidates
         self.ends = set(ends)
-        self.rows: dict[
-            tuple[int, ...], int
-        ] = {}  # clip and text before the candidates, to row of the last call
-        self.tokens: list[list[int]] = []  # K candidates of each row
-        self.spellings: list[list[list[int]]] = []  # classes of the text with each candidate
-        self.paths = self.totals = torch.empty(0)  # (R, K, 2, F + 1), (R, K)
+        self.states: dict[tuple[int, ...], State] = {}  # by clip and text, of what the last call weighed
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         scores = scores.float().log_softmax(dim=-1)  # (R, V)
         best, tokens = scores.topk(min(self.candidates, scores.shape[-1]))  # (R, K)
-        rows_a_clip = len(scores) // len(self.hearing.blank)
-        texts = [(row // rows_a_clip, *ids) for row, ids in enumerate(input_ids.tolist())]
-        joint = best + self.weight * self._gains(texts, tokens.tolist()).to(best)
-        return torch.full_like(scores, -torch.inf).scatter(1, tokens, joint)
+        beams = len(scores) // len(self.hearing.blank)
+        texts = [(row // beams, *ids) for row, ids in enumerate(input_ids.tolist())]
+        before = [self._state(text) for text in texts]
+        self.states = {}
+        alone, candidates = best.tolist(), tokens.tolist()
+        joint = [[-math.inf] * len(row) for row in candidates]
 
-    def _gains(self, texts: list[tuple[int, ...]], tokens: list[list[int]]) -> Tensor:
-        """(R, K) what each candidate changes the log-probability of what was heard by: at most 0."""
-        states = [self._state(text) for text in texts]
-        paths = torch.stack([state[0] for state in states])  # (R, 2, F + 1)
-        before = torch.stack([state[1] for state in states])[:, None]  # (R, 1)
-        clips = torch.tensor([text[0] for text in texts], device=paths.device)
-        count = len(tokens[0])
-        longer, totals = paths[:, None].repeat(1, count, 1, 1), before.repeat(1, count)
-        ended = torch.tensor([[token in self.ends for token in row] for row in tokens], device=paths.device)
-        spellings = [
-            [spelled if token in self.ends else self.hearing.classes([*text[1:], token]) for token in row]
-            for text, row, (_, _, spelled) in zip(texts, tokens, states, strict=True)
+        def weigh(pairs: list[tuple[int, int]]) -> None:
+            gains = self._gains([(texts[row], before[row], candidates[row][k]) for row, k in pairs])
+            for (row, k), gain in zip(pairs, gains, strict=True):
+                joint[row][k] = alone[row][k] + self.weight * gain
+
+        pairs = [(row, k) for row in range(len(texts)) for k in range(len(candidates[row]))]
+        if beams > 1:
+            weigh(pairs)
+        else:
+            # What is heard makes no token likelier: those that are behind the first one's sum already have lost.
+            weigh([(row, 0) for row in range(len(texts))])
+            weigh([(row, k) for row, k in pairs if k and alone[row][k] > joint[row][0]])
+        return torch.full_like(scores, -torch.inf).scatter(1, tokens, scores.new_tensor(joint))
+
+    def _gains(self, weighed: list[tuple[tuple[int, ...], State, int]]) -> list[float]:
+        """What each token, behind its text, changes the log-probability of what was heard by: at most 0."""
+        if not weighed:
+            return []
+        paths = torch.stack([state.paths for _, state, _ in weighed])  # (N, 2, F + 1)
+        before = torch.stack([state.total for _, state, _ in weighed])  # (N,)
+        clips = torch.tensor([text[0] for text, _, _ in weighed], device=paths.device)
+        ended = [token in self.ends for _, _, token in weighed]
+        classes = [
+            state.classes if end else self.hearing.classes([*text[1:], token])
+            for (text, state, token), end in zip(weighed, ended, strict=True)
         ]
-        known = [len(state[2]) for state in states]
-        steps = max(len(s) - n for row, n in zip(spellings, known, strict=True) for s in row)
-        for step in range(steps):
-            # The class before, the class, and whether there is one more: each (R, K).
-            pairs = [[_pair(s, n + step) for s in row] for row, n in zip(spellings, known, strict=True)]
-            last, label = torch.tensor(pairs, device=paths.device).unbind(-1)
-            more = label >= 0
-            emissions = self.hearing.emissions(clips, label.clamp(min=0))  # (R, K, F)
-            blank = self.hearing.blank[clips][:, None].expand_as(emissions)
-            extended, total = extend(longer, blank, emissions, last == label)
-            longer = torch.where(more[..., None, None], extended, longer)
-            totals = torch.where(more, total, totals)
-        whole = paths[:, :, -1].logsumexp(dim=1)[:, None]  # (R, 1) of the text as it is
-        self.rows = {text: row for row, text in enumerate(texts)}
-        self.tokens, self.spellings, self.paths, self.totals = tokens, spellings, longer, totals
-        return (torch.where(ended, whole, totals) - before).clamp(min=-MOST_DOUBT, max=0.0)
+        # The end is scored as the whole of the text as it is.
+        totals = torch.where(
+            torch.tensor(ended, device=paths.device), paths[:, :, -1].logsumexp(dim=1), before
+        )
+        known = [len(state.classes) for _, state, _ in weighed]
+        for step in range(max(len(c) - n for c, n in zip(classes, known, strict=True))):
+            longer = [i for i, (c, n) in enumerate(zip(classes, known, strict=True)) if len(c) > n + step]
+            labels = [classes[i][known[i] + step] for i in longer]
+            repeats = [
+                known[i] + step > 0 and classes[i][known[i] + step - 1] == c
+                for i, c in zip(longer, labels, strict=True)
+            ]
+            at = torch.tensor(longer, device=paths.device)
+            paths[at], totals[at] = self._extend(paths[at], clips[at], labels, repeats)
+        for i, (text, _, token) in enumerate(weighed):
+            self.states[*text, token] = State(paths[i], totals[i], classes[i])
+        return (totals - before).clamp(min=-MOST_DOUBT, max=0.0).tolist()
 
-    def _state(self, text: tuple[int, ...]) -> tuple[Tensor, Tensor, list[int]]:
-        """Paths (2, F + 1), prefix log-probability () and classes of a clip's text."""
-        blank = self.hearing.blank[text[0], None]  # (1, F)
-        if len(text) > 1:
-            row = self.rows.get(text[:-1])
-            if row is not None and text[-1] in self.tokens[row]:
-                k = self.tokens[row].index(text[-1])
-                return self.paths[row, k], self.totals[row, k], self.spellings[row][k]
-        paths, total = start(blank), blank.new_zeros(1)
-        ids = [token for token in text[1:] if token not in self.ends]
+    def _state(self, text: tuple[int, ...]) -> State:
+        if text in self.states:
+            return self.states[text]
+        clips = torch.tensor(text[:1], device=self.hearing.blank.device)
+        paths, total = start(self.hearing.blank[clips]), self.hearing.blank.new_zeros(1)
         # A clip that has ended waits for its batch, whatever is written behind its end.
-        classes = self.hearing.classes(ids) if ids and text[-1] not in self.ends else []
-        clips = torch.tensor(text[:1], device=blank.device)
-        for at in range(len(classes)):
-            last, label = _pair(classes, at)
-            emissions = self.hearing.emissions(clips, torch.tensor([[label]], device=blank.device))[:, 0]
-            paths, total = extend(paths, blank, emissions, torch.tensor([last == label], device=blank.device))
-        return paths[0], total[0], classes
+        waits = len(text) == 1 or text[-1] in self.ends
+        classes = [] if waits else self.hearing.classes(list(text[1:]))
+        for last, label in zip([None, *classes], classes, strict=False):
+            paths, total = self._extend(paths, clips, [label], [last == label])
+        return State(paths[0], total[0], classes)
+
+    def _extend(
+        self, paths: Tensor, clips: Tensor, labels: list[int], repeats: list[bool]
+    ) -> tuple[Tensor, Tensor]:
+        at = paths.device
+        emissions = self.hearing.emissions(clips, torch.tensor(labels, device=at))
+        return extend(paths, self.hearing.blank[clips], emissions, torch.tensor(repeats, device=at))
 
 
 def start(blank: Tensor) -> Tensor:
@@ -204,11 +223,6 @@ def _stay(enters: Tensor, emissions: Tensor) -> Tensor:
     """x[t] = logaddexp(x[t - 1], enters[t]) + emissions[t], without a loop over the F frames."""
     held = emissions.cumsum(dim=-1)
     return held + (enters - held + emissions).logcumsumexp(dim=-1)
-
-
-def _pair(classes: list[int], at: int) -> tuple[int, int]:
-    """The class before `at` (-2: none) and the one there (-1: none)."""
-    return classes[at - 1] if 0 < at <= len(classes) else -2, classes[at] if at < len(classes) else -1
 
 
 def _behind(num_frames: int, lengths: Tensor) -> Tensor:
