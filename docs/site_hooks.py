@@ -111,3 +111,10 @@ def from_readme(target: str) -> str:
 def out_of_docs(target: str, folder: str) -> str:
     path = posixpath.normpath(posixpath.join("docs", folder, target))
     return target if path.startswith("docs/") else f"{SOURCES}{path}"
+
+
+def on_post_build(config: Any) -> None:
+    """The index of the search as a script as well: a page opened from a folder may read no JSON."""
+    folder = Path(config.site_dir) / "search"
+    index = (folder / "search_index.json").read_text(encoding="utf-8")
+    (folder / "search_index.js").write_text(f"var __index = {index}", encoding="utf-8")
