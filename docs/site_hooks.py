@@ -17,8 +17,10 @@ from mkdocs.structure.files import File, Files
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 SOURCES = "https://github.com/alexkroman/tiny-audio/blob/main/"
+FIRST_GUIDE = "how-it-works.md"
 REFERENCE = ("LEADERBOARD.md", "LOG.md", "seed-commands.md")  # no guides
 BESIDE_THE_CLASSES = ("data-trace.md", "quick-reference.md", "glossary.md", "instructor-notes.md")
+NO_MENU = "---\nhide: [navigation]\n---\n"  # beside the front page there would be a menu of one line
 API = {
     "hub": "The model: what travels inside every checkpoint",
     "data": "Data: sources, augmentation, batches",
@@ -41,16 +43,13 @@ def on_config(config: Any) -> Any:
     course = sorted(path.name for path in (DOCS / "course").glob("[0-9]-*.md"))
     beside = [name for name in BESIDE_THE_CLASSES if (DOCS / "course" / name).exists()]
     solutions = sorted(path.name for path in (DOCS / "course" / "solutions").glob("*.md"))
-    pages = [
-        path.relative_to(DOCS).as_posix()
-        for folder in (DOCS, DOCS / "guides")
-        for path in folder.glob("*.md")
-    ]
+    guides = sorted(f"guides/{path.name}" for path in (DOCS / "guides").glob("*.md"))
+    in_full = sorted(path.name for path in DOCS.glob("*.md") if path.name not in (FIRST_GUIDE, *REFERENCE))
     classes: list[Any] = [f"course/{name}" for name in [*course, *beside]]
     config.nav = [
         {"Home": "index.md"},
         {"Course": [*classes, {"Solutions": [f"course/solutions/{name}" for name in solutions]}]},
-        {"Guides": [name for name in sorted(pages) if name not in REFERENCE]},
+        {"Guides": [FIRST_GUIDE, {"How to": guides}, {"In full": in_full}]},
         {"Reference": [*REFERENCE, {"API": [f"api/{package}.md" for package in API]}]},
     ]
     return config
@@ -59,7 +58,7 @@ def on_config(config: Any) -> Any:
 def on_files(files: Files, config: Any) -> Files:
     """Adds the front page and the API reference, which are no files of docs/."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    pages = {"index.md": move_links(readme, from_readme)}
+    pages = {"index.md": f"{NO_MENU}{move_links(readme, from_readme)}"}
     for package, title in API.items():
         modules = sorted(path.stem for path in (ROOT / "tiny_audio" / package).glob("*.py"))
         names = [f"tiny_audio.{package}.{module}" for module in modules if not module.startswith("_")]
@@ -112,3 +111,10 @@ def from_readme(target: str) -> str:
 def out_of_docs(target: str, folder: str) -> str:
     path = posixpath.normpath(posixpath.join("docs", folder, target))
     return target if path.startswith("docs/") else f"{SOURCES}{path}"
+
+
+def on_post_build(config: Any) -> None:
+    """The index of the search as a script as well: a page opened from a folder may read no JSON."""
+    folder = Path(config.site_dir) / "search"
+    index = (folder / "search_index.json").read_text(encoding="utf-8")
+    (folder / "search_index.js").write_text(f"var __index = {index}", encoding="utf-8")
