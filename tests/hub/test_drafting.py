@@ -15,6 +15,7 @@ from tiny_audio.hub.asr_drafting import (
     write_from_draft,
 )
 from tiny_audio.hub.asr_generation import TokenScores
+from tiny_audio.hub.asr_longform import transcribe_waveforms
 
 NEW_TOKENS = 24
 
@@ -199,3 +200,26 @@ def test_a_right_draft_takes_few_passes(parts: tuple[Any, Any], monkeypatch: pyt
 def test_decoders_that_forget_are_left_alone() -> None:
     assert has_plain_cache(LlamaConfig())
     assert not has_plain_cache(Gemma3TextConfig(sliding_window=512))
+
+
+def test_a_prompt_is_recalled_until_a_weight_changes(parts: tuple[Any, Any]) -> None:
+    model, processor = copy.deepcopy(parts[0]), parts[1]
+    waveforms = [noise(1.0, 3), noise(1.7, 4)]
+    first = [transcribe_waveforms(model, processor, [w], guard=False, max_new_tokens=12) for w in waveforms]
+    memory = model._recalled_prompt
+    length = memory[1].get_seq_length()
+    assert length > 60
+    again = [transcribe_waveforms(model, processor, [w], guard=False, max_new_tokens=12) for w in waveforms]
+    assert model._recalled_prompt is memory and again == first
+    assert memory[1].get_seq_length() == length, "nobody writes into it"
+
+    with torch.no_grad():
+        model.model.language_model.layers[0].self_attn.v_proj.weight.neg_()
+    changed = [transcribe_waveforms(model, processor, [w], guard=False, max_new_tokens=12) for w in waveforms]
+    assert model._recalled_prompt is not memory
+    fresh = copy.deepcopy(model)
+    del fresh._recalled_prompt
+    expected = [
+        transcribe_waveforms(fresh, processor, [w], guard=False, max_new_tokens=12) for w in waveforms
+    ]
+    assert changed == expected != first

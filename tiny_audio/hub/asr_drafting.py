@@ -10,6 +10,7 @@ Legend: B batch, T prompt tokens with audio, D_t decoder width, N tokens that al
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
@@ -90,12 +91,29 @@ def share_prompt(
     saved_positions = shared * (len(input_ids) - 1)
     if saved_positions < SHARE_FROM_POSITIONS or not has_plain_cache(text_config):
         return embeddings, attention_mask, None
+    cache = recall_prompt(model, input_ids[0, attention_mask[0].argmax() :][:shared])
     embeddings = _prompt_first(embeddings, attention_mask, shared)
     attention_mask = _prompt_first(attention_mask, attention_mask, shared)
-    cache = DynamicCache(config=text_config)
-    model.model.language_model(inputs_embeds=embeddings[:1, :shared], past_key_values=cache, use_cache=True)
     cache.batch_repeat_interleave(len(embeddings))
     return embeddings, attention_mask, cache
+
+
+def recall_prompt(model: Any, ids: Tensor) -> DynamicCache:
+    """The decoder's memory of a prompt's first tokens `ids (N,)`, which is kept for the next call.
+
+    It is made anew for other tokens, and when a weight has changed or moved.
+    """
+    trunk = model.model.language_model
+    weights = [(weight.data_ptr(), weight._version) for weight in trunk.parameters()]
+    key = (ids.tolist(), weights)
+    known = getattr(model, "_recalled_prompt", None)
+    if known is None or known[0] != key:
+        cache = DynamicCache(config=model.config.text_config)
+        trunk(inputs_embeds=model.get_input_embeddings()(ids)[None], past_key_values=cache, use_cache=True)
+        known = model._recalled_prompt = (key, cache)
+    memory = copy.copy(known[1])  # layers put new tensors in the place of old ones, and never write into them
+    memory.layers = [copy.copy(layer) for layer in memory.layers]
+    return memory
 
 
 class LentPrompt(DynamicLayer):
@@ -168,6 +186,7 @@ def write_from_draft(
     processors: Iterable[LogitsProcessor] = (),
     criteria: Iterable[StoppingCriteria] = (),
     streamer: BaseStreamer | None = None,
+    cache: DynamicCache | None = None,
 ) -> list[int]:
     """The greedy transcript of one clip, at most `limit` tokens, the end token included.
 
@@ -175,14 +194,14 @@ def write_from_draft(
     one more; a draft that is all wrong therefore costs as many passes as having none.
 
     Args:
-        embeddings: (1, T, D_t) the prompt with its audio, without padding.
+        embeddings: (1, T, D_t) the prompt with its audio, without padding and without what `cache` holds of it.
         draft: token ids that may come, an end token last; what is left of them is taken up again behind a mistake.
         suppressed: ids that are never written.
         processors, criteria, streamer: called for every token written, in its order, as `generate` calls them.
     """
     table, suppressed, device = model.get_input_embeddings(), list(suppressed), embeddings.device
     processors, criteria = list(processors), list(criteria)
-    cache, at = DynamicCache(config=model.config.text_config), 0
+    cache, at = cache or DynamicCache(config=model.config.text_config), 0
     written = torch.empty(1, 0, dtype=torch.long, device=device)  # (1, new tokens)
     inputs = embeddings  # (1, what the cache does not hold yet, D_t)
     while True:

@@ -22,7 +22,7 @@ from transformers.generation import (
 from transformers.generation.streamers import BaseStreamer
 
 from .asr_alignment import speech_evidence
-from .asr_drafting import has_plain_cache, share_prompt, write_from_draft
+from .asr_drafting import has_plain_cache, recall_prompt, share_prompt, write_from_draft
 from .asr_guard import ClipLengthCriteria, RepetitionCriteria, has_speech, new_token_limits
 from .asr_joint import CANDIDATES, HeardCharacters, Hearing, JointScores
 from .asr_losses import decode_ctc_text
@@ -110,7 +110,9 @@ class TranscriptGeneration(GenerationMixin):
             kwargs["logits_processor"] = LogitsProcessorList(processors)
         if self._is_greedy(kwargs):
             if len(input_ids) == 1 and draft is not None:
-                return self._generate_from_draft(draft, embeddings, attention_mask, criteria, **kwargs)
+                return self._generate_from_draft(
+                    draft, input_ids, embeddings, attention_mask, criteria, **kwargs
+                )
             if attention_mask is not None:
                 embeddings, attention_mask, cache = share_prompt(self, input_ids, embeddings, attention_mask)
                 if cache is not None:
@@ -164,6 +166,7 @@ class TranscriptGeneration(GenerationMixin):
     def _generate_from_draft(
         self,
         draft: list[int],
+        input_ids: Tensor,
         embeddings: Tensor,
         attention_mask: Tensor | None,
         criteria: list[StoppingCriteria],
@@ -174,10 +177,13 @@ class TranscriptGeneration(GenerationMixin):
         """(1, new tokens) of one clip, whose text is probably `draft`."""
         ends = self._end_ids()
         if attention_mask is not None:
-            embeddings = embeddings[:, attention_mask[0].bool()]
+            valid = attention_mask[0].bool()
+            input_ids, embeddings = input_ids[:, valid], embeddings[:, valid]
+        before_audio = int((input_ids[0] == self.config.audio_token_id).int().argmax())
+        cache = recall_prompt(self, input_ids[0, :before_audio]) if before_audio else None
         ids = write_from_draft(
             self,
-            embeddings,
+            embeddings[:, before_audio:],
             draft + ends[:1],
             max_new_tokens,
             ends,
@@ -185,6 +191,7 @@ class TranscriptGeneration(GenerationMixin):
             logits_processor or (),
             criteria,
             streamer,
+            cache,
         )
         return torch.tensor([ids], device=embeddings.device)
 
