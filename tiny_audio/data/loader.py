@@ -214,6 +214,10 @@ class TrainData:
             batch["utterances"] = [self._utterance(row)[1] for row in rows]
             yield batch
 
+    def utterance(self, row: int) -> Utterance:
+        """A clip by its number within all sources, which each of a batch's `clips` has."""
+        return self._utterance(row)[1]
+
     def _load(self, plans: Iterable[BatchPlan]) -> Iterator[dict[str, Any]]:
         self._order.batches = plans
         failure: str | None = None

@@ -36,7 +36,7 @@ from tiny_audio.train.features import open_store
 from tiny_audio.train.listening import ListeningMonitor, listening_gap
 from tiny_audio.train.loop import Trainer
 from tiny_audio.train.progress import TrainingDisplay
-from tiny_audio.train.records import MetricsLog, draw_loss, prepare_folder
+from tiny_audio.train.records import StepLog, draw_loss, prepare_folder
 from tiny_audio.train.speed import build_meter
 from tiny_audio.train.trackers import Trackers
 from tiny_audio.train.window import choose_window
@@ -100,7 +100,7 @@ def run(config: DictConfig) -> RunResult | None:
         trainer.evaluate = looks = DevEvaluation(
             trainer, processor, dev, config.training.eval_samples, display.note
         )
-        log = MetricsLog(folder / "metrics.jsonl", trainer.progress.step)
+        log = StepLog(folder / "metrics.jsonl", trainer.progress.step)
         uploads = None
         if config.training.hub_model_id:
             hub_id = config.training.hub_model_id
@@ -129,7 +129,7 @@ def _train_along(config: DictConfig, model: Any, data: Any, folder: Path, checkp
         data.close()
 
 
-def _report(line: dict[str, Any], log: MetricsLog, display: TrainingDisplay, trackers: Trackers) -> None:
+def _report(line: dict[str, Any], log: StepLog, display: TrainingDisplay, trackers: Trackers) -> None:
     log.write(line)
     display.show(line)
     trackers.log(line)
@@ -150,6 +150,7 @@ def _finish(
     metrics: dict[str, Any] = {
         "train_seconds": progress.train_seconds,
         "steps": progress.step,
+        "skipped_steps": progress.skipped_steps,
         "audio_hours": progress.audio_seconds / 3600,
         "window_seconds": processor.window_seconds,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
