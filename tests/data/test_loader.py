@@ -286,7 +286,7 @@ def test_weights_are_kept_exactly_over_epochs(tmp_path: Path) -> None:
         if epoch % 10 == 9:
             assert all(total[f"c{n}"] == 0.3 * (epoch + 1) for n in range(10))
             assert all(total[f"few-{n}"] == 2.5 * (epoch + 1) for n in range(3))
-    assert {name for name in heard(data, 0)} != {name for name in heard(data, 1)}
+    assert set(heard(data, 0)) != set(heard(data, 1))
 
 
 def test_a_clip_heard_again_sounds_otherwise_and_every_batch_can_be_had_again(tmp_path: Path) -> None:

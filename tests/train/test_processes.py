@@ -23,7 +23,9 @@ run(OmegaConf.load(sys.argv[1]))
 """
 
 
-def train(num_processes: int, speech: Path, folder: Path, *overrides: str, script: str = SCRIPT) -> list[float]:
+def train(
+    num_processes: int, speech: Path, folder: Path, *overrides: str, script: str = SCRIPT
+) -> list[float]:
     """The losses of a run of steps of two batches, which the processes share."""
     config = settings(
         speech,

@@ -33,7 +33,6 @@ from tiny_audio.train.skipping import (
     spike_limit,
 )
 
-
 NO_RATES = ["augmentation.speed_probability=0", "augmentation.tempo_probability=0"]  # a clip keeps its length
 
 
@@ -93,7 +92,7 @@ def test_a_broken_clip_costs_its_step_and_nothing_else(
     skipped = [record["step"] for record in records]
     assert len(skipped) == accumulated  # once an epoch
     assert [number for number, (before, after) in enumerate(seen, 1) if same(before, after)] == skipped
-    assert all(math.isfinite(p.sum()) for p in trainer.bare_model.parameters())
+    assert all(bool(p.isfinite().all()) for p in trainer.bare_model.parameters())
     for record in records:
         assert record["loss"] == "nan" and "loss is nan" in record["reason"]
         by_id = {clip["id"]: clip for clip in record["clips"]}
@@ -118,7 +117,9 @@ def test_a_run_with_a_skipped_step_resumes_bit_equal(broken: Path, tmp_path: Pat
     whole = run(settings(broken, tmp_path / "whole", *options))
     assert whole is not None and whole.metrics["skipped_steps"] == 1
     record = json.loads((tmp_path / "whole" / SKIPPED_FILE).read_text())
-    saved = [int(path.name.removeprefix("step-")) for path in list_checkpoints(tmp_path / "whole/checkpoints")]
+    saved = [
+        int(path.name.removeprefix("step-")) for path in list_checkpoints(tmp_path / "whole/checkpoints")
+    ]
     assert saved == [step for step in range(1, 9) if step != record["step"]]
     for start in (saved[0], saved[-2]):
         again = tmp_path / f"from-{start}"
@@ -129,7 +130,9 @@ def test_a_run_with_a_skipped_step_resumes_bit_equal(broken: Path, tmp_path: Pat
         assert (again / SKIPPED_FILE).is_file() == (start < record["step"])
         assert read_metrics(again / "metrics.jsonl")[-1]["skipped_steps"] == 1
     # Going on in the same folder from before the step writes it down once.
-    resumed = run(settings(broken, tmp_path / "whole", *options, checkpoint.replace(str(start), str(saved[0]))))
+    resumed = run(
+        settings(broken, tmp_path / "whole", *options, checkpoint.replace(str(start), str(saved[0])))
+    )
     assert len((tmp_path / "whole" / SKIPPED_FILE).read_text().splitlines()) == 1
 
 
@@ -141,12 +144,18 @@ def test_step_after_step_that_fails_stops_with_a_diagnosis(speech: Path, tmp_pat
         "training.warmup_steps=0",
         "training.max_grad_norm=1e30",
         "training.max_steps=20",
+        "training.save_steps=1",
     )
     with pytest.raises(UserError) as caught:
         run(config)
     message = str(caught.value)
     assert "\n" not in message
-    for words in ("the 5th of the last 50", "weights have run away", "lower training.learning_rate", SKIPPED_FILE):
+    for words in (
+        "the 5th of the last 50",
+        "weights have run away",
+        "lower training.learning_rate",
+        SKIPPED_FILE,
+    ):
         assert words in message
     records = read_metrics(tmp_path / "run" / SKIPPED_FILE)
     assert len(records) == MOST_SKIPPED + 1
@@ -158,13 +167,17 @@ def test_step_after_step_that_fails_stops_with_a_diagnosis(speech: Path, tmp_pat
 def test_many_broken_clips_are_named(broken: Path, tmp_path: Path) -> None:
     for number in range(0, 30, 3):
         break_clip(broken, number)
-    with pytest.raises(UserError, match=r"of its \d+ clips have no finite loss by themselves, look at them: "):
+    with pytest.raises(
+        UserError, match=r"of its \d+ clips have no finite loss by themselves, look at them: "
+    ):
         run(settings(broken, tmp_path / "run", "training.max_steps=40", *NO_RATES))
 
 
 def test_a_spike_is_skipped_and_named(speech: Path, tmp_path: Path) -> None:
     """A loss that is thousands of times too large in one step, long after the first ones."""
-    config = settings(speech, tmp_path, "training.max_steps=45", "ctc.alone_share=0", "training.save_steps=100")
+    config = settings(
+        speech, tmp_path, "training.max_steps=45", "ctc.alone_share=0", "training.save_steps=100"
+    )
     lines: list[dict[str, Any]] = []
     trainer = trainer_of(config, tmp_path, lines)
 
@@ -178,7 +191,9 @@ def test_a_spike_is_skipped_and_named(speech: Path, tmp_path: Path) -> None:
     trainer.run()
     (record,) = read_metrics(tmp_path / SKIPPED_FILE)
     assert record["step"] == 40 and "usually" in record["reason"]
-    assert record["gradient_norm"] > 10 * max(line["gradient_norm"] for line in lines if "gradient_norm" in line)
+    assert record["gradient_norm"] > 10 * max(
+        line["gradient_norm"] for line in lines if "gradient_norm" in line
+    )
     assert [number for number, (before, after) in enumerate(seen, 1) if same(before, after)] == [40]
 
 
@@ -187,11 +202,13 @@ def test_processes_skip_together(broken: Path, tmp_path: Path) -> None:
     script = f"from tests.train.short_runs import break_features\nbreak_features()\n{SCRIPT}"
     alone = train(1, broken, tmp_path / "alone", *NO_RATES, script=script)
     together = train(2, broken, tmp_path / "together", *NO_RATES, script=script)
-    assert len(alone) == 5 and together == pytest.approx(alone, rel=1e-4)
     one, two = (read_metrics(tmp_path / name / SKIPPED_FILE) for name in ("alone", "together"))
+    assert len(alone) == 6 - len(one) and together == pytest.approx(alone, rel=1e-4)
     assert [record["step"] for record in one] == [record["step"] for record in two]
-    ids = [sorted(clip["id"] for clip in record["clips"]) for record in (*one, *two)]
-    assert ids[0] == ids[1] and "17" in ids[0]
+    clips = [
+        {clip["id"]: clip["loss"] for record in records for clip in record["clips"]} for records in (one, two)
+    ]
+    assert clips[0] == pytest.approx(clips[1], rel=1e-4) and clips[0]["17"] == "nan" and len(clips[0]) > 5
 
 
 def history(seed: int, spread: float = 0.3, trend: float = 0.0) -> list[float]:
@@ -216,7 +233,7 @@ def test_the_rule_leaves_ordinary_norms_alone() -> None:
         assert steps_skipped(history(seed, trend=-0.02)) == []
     # Heavy tails: Student's t with 4 degrees of freedom on the logarithm
     norms = np.exp(0.3 * np.random.default_rng(0).standard_t(4, 5000)).tolist()
-    assert len(steps_skipped(norms)) <= 5
+    assert len(steps_skipped(norms)) <= 10
 
 
 def test_the_rule_finds_spikes_but_not_in_the_first_steps() -> None:

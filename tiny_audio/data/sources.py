@@ -81,7 +81,7 @@ def open_sources(
 ) -> list[Source]:
     """Open a SOURCE or a list of them, as ``data.train`` holds.
 
-    A known set without a split is its train split, and ``SOURCE*3`` is a source whose rows are heard three times an epoch.
+    A known set without a split is its train split, and the rows of ``SOURCE*3`` are heard three times an epoch.
     """
     if isinstance(specs, (str, os.PathLike)):
         specs = [specs]

@@ -31,7 +31,7 @@ PREFIX = "step-"
 class Progress:
     """Where a run stands. `epoch` and `batch` are the next batch of the data, in the planner's order.
 
-    `step` counts skipped steps, too; `last_skipped` are the latest of them, `gradient_norms` those of the last good ones.
+    `step` counts skipped steps, too; `last_skipped` are the latest of them, `gradient_norms` of the last good ones.
     """
 
     step: int = 0

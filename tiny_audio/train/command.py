@@ -82,7 +82,9 @@ def train(
         f"in {metrics['train_seconds'] / 60:.1f} minutes"
     )
     if metrics["skipped_steps"]:
-        typer.echo(f"{metrics['skipped_steps']:,} of the steps were skipped: {result.folder / SKIPPED_FILE} says why")
+        typer.echo(
+            f"{metrics['skipped_steps']:,} of the steps were skipped: {result.folder / SKIPPED_FILE} says why"
+        )
     if config.training.hub_model_id:
         from tiny_audio.publish.background import push_final
 

@@ -1,10 +1,11 @@
 """Steps that would do harm: how they are told from the others, and what is written down about them.
 
-A step is skipped when its loss or gradient norm is no finite number, or when the norm is a spike. PaLM (arXiv:2204.02311,
-section 5.1) went back before such steps and left their batches out, which cured the run each time; skipping needs no going back.
-The rule is one-sided, on the logarithm of the norm, against median and median deviation of the last steps: unlike mean and
-variance (ZClip, arXiv:2504.02507), they are not moved by the very spikes that they are to find. The loss is no
-part of it: a high loss with an ordinary gradient changes little, and small sets make it jump.
+A step is skipped when its loss or gradient norm is no finite number, or when the norm is a spike. PaLM
+(arXiv:2204.02311, section 5.1) went back before such steps and left their batches out, which cured the run each time;
+skipping needs no going back. The rule is one-sided, on the logarithm of the norm, against median and median deviation
+of the last steps: unlike mean and variance (ZClip, arXiv:2504.02507), they are not moved by the very spikes that they
+are to find. The loss is no part of it: a high loss with an ordinary gradient changes little, and small sets make it
+jump.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ def judge_step(progress: Progress, loss: float, gradient_norm: float, max_grad_n
         reason = f"its gradient norm is {gradient_norm}"
     elif gradient_norm > limit:
         usual = float(np.median(progress.gradient_norms))
-        reason = f"its gradient norm is {gradient_norm:.3g}, usually {usual:.3g}, and {limit:.3g} is the limit"
+        reason = (
+            f"its gradient norm is {gradient_norm:.3g}, usually {usual:.3g}, and {limit:.3g} is the limit"
+        )
     if reason is None:
         progress.gradient_norms = [*progress.gradient_norms, gradient_norm][-REMEMBERED_STEPS:]
     else:
@@ -92,7 +95,7 @@ def check_repetition(progress: Progress, record: dict[str, Any], file: Path) -> 
     recent = [step for step in progress.last_skipped if step > progress.step - OF_STEPS]
     if len(recent) > MOST_SKIPPED:
         raise UserError(
-            f"stopped at step {progress.step}: it is the {len(recent)}th of the last {OF_STEPS} that cannot be taken, as "
-            f"{record['reason']}. Likely cause: {likely_cause(record)}. Every one is in {file} with its clips. No weight "
-            "was changed by them: mend the cause, then training.resume=true"
+            f"stopped at step {progress.step}: it is the {len(recent)}th of the last {OF_STEPS} that cannot be "
+            f"taken, as {record['reason']}. Likely cause: {likely_cause(record)}. Every one is in {file} with its "
+            "clips. No weight was changed by them: mend the cause, then training.resume=true"
         )
