@@ -71,12 +71,11 @@ def encode(waveform: np.ndarray, rate: int, kind: dict[str, str]) -> bytes:
     return file.getvalue()
 
 
-def audio_seconds_a_second(recipe: str, gpu: Any) -> float:
-    """What the plan says that a GPU trains on."""
+def flops_per_audio_second(recipe: str) -> float:
+    """What the plan counts for a second of audio."""
     config = compose_config([f"+experiments={recipe}"])
     cost = cost_of_config(config, loss_weights(config, config.training.max_steps), CLIP_SECONDS)
-    work = cost.flops_per_audio_second + cost.repeated_flops_per_audio_second
-    return gpu.audio_seconds_a_second(work, UTILIZATION)
+    return cost.flops_per_audio_second + cost.repeated_flops_per_audio_second
 
 
 def main() -> None:
@@ -114,8 +113,9 @@ def main() -> None:
     cores: dict[str, dict[str, float]] = {}
     rows = []
     for recipe, features in RECIPES.items():
+        work = flops_per_audio_second(recipe)
         for gpu in gpus:
-            rate = audio_seconds_a_second(recipe, gpu)
+            rate = gpu.audio_seconds_a_second(work, UTILIZATION)
             wanted = {name: rate / together(name, features) for name in FORMATS}
             cores[f"{recipe} on {gpu.name}"] = {"audio_seconds_a_second": rate, **wanted}
             rows.append(

@@ -118,8 +118,9 @@ def main() -> None:
         note("scanned")
         resident = []
         for epoch in range(2):
-            batches = data.batches(epoch, data.num_batches(epoch) // 2 if epoch else 0)
-            note(f"planned epoch {epoch}")
+            count = data.num_batches(epoch)
+            note(f"planned {count:,} batches of epoch {epoch}")
+            batches = data.batches(epoch, count // 2 if epoch else 0)
             for _ in range(TENTHS):
                 read = sum(1 for _ in islice(batches, num_batches // TENTHS // 2))
                 assert read == num_batches // TENTHS // 2

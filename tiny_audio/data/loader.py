@@ -401,6 +401,7 @@ class TrainData:
     def _plan(self, epoch: int) -> tuple[int, EpochPlan, Heard]:
         """(epoch, plan of numbers in what it hears, what it hears)."""
         if self._planned is None or self._planned[0] != epoch:
+            self._planned = None  # there is room for one: a plan has some 50 bytes a clip
             hearing = self._hearing(epoch)
             positions, repeats = self._heard(epoch)
             seconds, tokens = self._seconds[self._rows], self._tokens[self._rows]
