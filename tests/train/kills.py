@@ -208,7 +208,7 @@ def kill_and_compare(
         is_early = number > 0 and chance.random() < EARLY_SHARE
         early += is_early
         last_step = 0 if is_early else 1 + number * steps // (kills + 1) + chance.randrange(2)
-        done += not live(config, killed, last_step, chance.uniform(0, 3 * step_seconds))
+        done += not live(config, killed, last_step, chance.uniform(0, step_seconds))
     if not (killed / "metrics.json").exists():
         assert live(config, killed)
     expected, found = weights(folder / "whole" / "model"), weights(killed / "model")
@@ -248,6 +248,11 @@ def main() -> int:
                 print(f"{source}, seed {options.seed}: {error}", file=sys.stderr)
                 return 1
         print(json.dumps(figures), flush=True)
+        if figures["kills"] < options.kills:
+            print(
+                f"only {figures['kills']} kills: the run came to its end first; give it more --steps",
+                file=sys.stderr,
+            )
     return 0
 
 
