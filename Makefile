@@ -1,7 +1,7 @@
 # A thin shell over tasks.py, which does the work and runs without make too: python tasks.py TARGET
 # Arguments for a target: make test ARGS="-k config", make bench ARGS=--quick, make course ARGS=--slow
 
-TARGETS := setup quickstart test check bench course docs notebooks format lint type-check clean help
+TARGETS := setup quickstart test check bench kills course docs notebooks format lint type-check clean help
 .PHONY: $(TARGETS)
 .DEFAULT_GOAL := help
 

@@ -195,6 +195,12 @@ def bench(arguments: list[str]) -> int:
     return max(codes, default=0)
 
 
+def kills(arguments: list[str]) -> int:
+    """kill two trainings at 20 random moments each and compare them with ones that nobody killed (minutes)"""
+    install("dev")
+    return run("-m", "tests.train.kills", *arguments, OMP_NUM_THREADS="1")
+
+
 def course(arguments: list[str]) -> int:
     """run every block of the course (course --slow: those that take minutes too), with outputs/nano if it is there"""
     install("dev")
@@ -239,6 +245,7 @@ TARGETS = {
     "test": test,
     "check": check,
     "bench": bench,
+    "kills": kills,
     "course": course,
     "docs": docs,
     "notebooks": notebooks,

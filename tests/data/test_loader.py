@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -257,3 +258,79 @@ def test_filters_count_and_name_what_they_leave_out(tmp_path: Path) -> None:
         UserError, match=r"no clip is left to train on \(left out 7 clips, longer .* 1 clip, shorter"
     ):
         train_data(path, max_seconds=0.2, min_seconds=0.1)
+
+
+def heard(data: TrainData, epoch: int) -> dict[str, int]:
+    """How often each clip is in an epoch."""
+    return dict(Counter(name for batch in data.batches(epoch) for name in batch["utterance_ids"]))
+
+
+def two_sources(folder: Path) -> list[str]:
+    write_manifest(folder / "many", LENGTHS[:10])
+    rows = [json.loads(line) for line in write_manifest(folder / "few", LENGTHS[:3]).open(encoding="utf-8")]
+    lines = [json.dumps({**row, "id": f"few-{number}"}) for number, row in enumerate(rows)]
+    (folder / "few" / "manifest.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return [str(folder / "many"), str(folder / "few")]
+
+
+def test_weights_are_kept_exactly_over_epochs(tmp_path: Path) -> None:
+    many, few = two_sources(tmp_path)
+    data = train_data([f"{many}*0.3", f"{few}*2.5"], augmentation={"noise_probability": 1.0})
+    total: Counter[str] = Counter()
+    for epoch in range(20):
+        now = heard(data, epoch)
+        total.update(now)
+        # 3 of the 10 clips, 7 or 8 of the 3 clips: none twice more than another of its source
+        assert sum(n for name, n in now.items() if name.startswith("c")) == 3
+        assert sum(n for name, n in now.items() if name.startswith("few")) == (7, 8)[epoch % 2]
+        if epoch % 10 == 9:
+            assert all(total[f"c{n}"] == 0.3 * (epoch + 1) for n in range(10))
+            assert all(total[f"few-{n}"] == 2.5 * (epoch + 1) for n in range(3))
+    assert set(heard(data, 0)) != set(heard(data, 1))
+
+
+def test_a_clip_heard_again_sounds_otherwise_and_every_batch_can_be_had_again(tmp_path: Path) -> None:
+    many, few = two_sources(tmp_path)
+    sources = [many, f"{few}*4"]
+    data = train_data(sources, augmentation={"noise_probability": 1.0, "speed_probability": 1.0}, max_clips=1)
+    whole = list(data.batches(2))
+    sounds = [batch["input_features"] for batch in whole if batch["utterance_ids"] == ["few-1"]]
+    assert len(sounds) == 4 and len({sound.sum().item() for sound in sounds}) == 4
+    again = train_data(
+        sources, augmentation={"noise_probability": 1.0, "speed_probability": 1.0}, max_clips=1, num_workers=1
+    )
+    rest = list(again.batches(2, 5))
+    assert len(rest) == len(whole) - 5 and all(map(same, whole[5:], rest))
+    again.close()
+
+
+def test_the_summary_counts_each_source(tmp_path: Path) -> None:
+    many, few = two_sources(tmp_path)
+    data = train_data([many, f"{few}*2.5"])
+    hours = [sum(LENGTHS[:count]) / 3600 for count in (10, 3)]
+    first, second = data.summary()[1:3]
+    assert f"{many}: 10 clips" in first and "heard once an epoch" in first
+    assert f"{few}: 3 clips" in second and f"heard 2.5 times an epoch: {2.5 * hours[1]:.2f} hours" in second
+    assert data.num_clips == 13 and data.hours == pytest.approx(sum(hours))
+
+
+@pytest.mark.parametrize("weight", ["0", "-1", "nan", "two", "", "1e9"])
+def test_a_weight_that_is_none_is_refused(tmp_path: Path, weight: str) -> None:
+    many, _ = two_sources(tmp_path)
+    with pytest.raises(UserError, match=r"after \* goes how often"):
+        open_sources([f"{many}*{weight}"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no file is called so there")
+def test_a_file_that_is_called_so_is_meant(tmp_path: Path) -> None:
+    (tmp_path / "few").mkdir()
+    (tmp_path / "few").rename(tmp_path / "few*3")
+    write_manifest(tmp_path / "few*3", LENGTHS[:2])
+    (source,) = open_sources(str(tmp_path / "few*3"))
+    assert source.weight == 1 and len(source.utterances()) == 2
+
+
+def test_what_is_encoded_is_encoded_once(tmp_path: Path) -> None:
+    many, few = two_sources(tmp_path)
+    data = train_data([f"{many}*0.3", f"{few}*4"], variants=1)
+    assert heard(data, 0) == {**{f"c{n}": 1 for n in range(10)}, **{f"few-{n}": 1 for n in range(3)}}

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import soundfile
 import torch
 from safetensors.torch import load_file
 
 from tests.tiny_models import noise, tiny_config
 from tiny_audio.hub.asr_checkpoint import WEIGHTS_FILE
+from tiny_audio.hub.asr_processing import TinyAudioProcessor
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+BROKEN_REMAINDER = 7  # samples over a hundred of a clip that `break_features` spoils
 
 
 def write_speech(folder: Path) -> Path:
@@ -31,6 +35,24 @@ def write_speech(folder: Path) -> Path:
         )
     (folder / "manifest.jsonl").write_text("\n".join(lines))
     return folder
+
+
+def break_clip(folder: Path, number: int) -> None:
+    """Marks a clip by its length, for `break_features` to know it by."""
+    seconds = 0.4 + 0.1 * (number % 7)
+    samples = np.append(noise(seconds, number), np.zeros(BROKEN_REMAINDER))
+    soundfile.write(folder / f"{number}.wav", samples, 16000)
+
+
+def break_features(set_attribute: Callable[[Any, str, Any], None] = setattr) -> None:
+    """Features of marked clips are no numbers from now on. (Samples that are none are refused when they are read.)"""
+    stock = TinyAudioProcessor.features
+
+    def features(self: Any, waveform: np.ndarray) -> torch.Tensor:
+        made = stock(self, waveform)
+        return made * float("nan") if len(waveform) % 100 == BROKEN_REMAINDER else made
+
+    set_attribute(TinyAudioProcessor, "features", features)
 
 
 def settings(speech: Path, folder: Path, *overrides: str) -> Any:

@@ -250,3 +250,9 @@ def test_model_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for path in ("./nowhere", "/no/where", "~/nowhere-at-all", "a/b/c"):
         with pytest.raises(UserError, match="no model folder"):
             resolve_model_path(path)
+
+
+def test_weights_of_sources_pass_the_command_line() -> None:
+    config = compose_config(["data.train=[recordings/train*3,corpus:train*0.5,hub:a/b:train]"])
+    assert list(config.data.train) == ["recordings/train*3", "corpus:train*0.5", "hub:a/b:train"]
+    assert compose_config(["data.train=recordings*2"]).data.train == "recordings*2"

@@ -14,7 +14,13 @@ from tests.tiny_models import noise, tiny_config
 from tiny_audio.cli import main
 from tiny_audio.hub.asr_losses import LossWeights
 from tiny_audio.train.build import build_model, freeze
-from tiny_audio.train.compute import PROMPT_TOKENS, TEXT_TOKENS_PER_SECOND, StepCost, step_cost
+from tiny_audio.train.compute import (
+    PROMPT_TOKENS,
+    TEXT_TOKENS_PER_SECOND,
+    StepCost,
+    cost_of_config,
+    step_cost,
+)
 from tiny_audio.train.config import compose_config
 from tiny_audio.train.parameters import meta_model
 from tiny_audio.train.plan import GPUS_FILE, read_gpus
@@ -118,6 +124,27 @@ def test_a_resting_decoder_costs_nothing() -> None:
     cost = cost_of("+experiments=small", weights=LossWeights(language_model=0.0, ctc=0.3, embedding=0.3))
     assert "decoder" not in {part.part for part in cost.parts}
     assert cost.flops_per_audio_second < 0.4 * cost_of("+experiments=small").flops_per_audio_second
+
+
+def test_what_a_cache_and_a_shared_prompt_save() -> None:
+    config = compose_config(["+experiments=small"])
+    whole = cost_of_config(config, LM_ONLY, clip_seconds=5.0)
+    cached = cost_of_config(compose_config(["+experiments=small", "data.features_cache=x"]), LM_ONLY, 5.0)
+    (encoder,) = [part for part in whole.parts if part.part == "encoder"]
+    assert [part for part in whole.parts if part is not encoder] == list(cached.parts)
+    assert cached.weight_bytes == whole.weight_bytes  # it is loaded all the same
+    # One prompt for all clips of a batch: 24 of 30 positions are read once for the 18 clips of 90 s.
+    alone = cost_of_config(
+        compose_config(["+experiments=small", "training.per_device_train_batch_size=1"]),
+        LM_ONLY,
+        clip_seconds=5.0,
+    )
+    decoders = [next(part.flops for part in cost.parts if part.part == "decoder") for cost in (alone, whole)]
+    text = round(5 * TEXT_TOKENS_PER_SECOND)
+    audio = round(5 * 12.5)
+    assert config.training.batch_seconds == 90 and config.model.stack_factor == 4
+    expected = (audio + text + 6 + round(24 / 18)) / (audio + text + PROMPT_TOKENS)
+    assert decoders[1] / decoders[0] == pytest.approx(expected, rel=0.03)
 
 
 def test_time_and_dollars() -> None:

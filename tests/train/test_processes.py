@@ -23,7 +23,9 @@ run(OmegaConf.load(sys.argv[1]))
 """
 
 
-def train(num_processes: int, speech: Path, folder: Path, *overrides: str) -> list[float]:
+def train(
+    num_processes: int, speech: Path, folder: Path, *overrides: str, script: str = SCRIPT
+) -> list[float]:
     """The losses of a run of steps of two batches, which the processes share."""
     config = settings(
         speech,
@@ -34,15 +36,15 @@ def train(num_processes: int, speech: Path, folder: Path, *overrides: str) -> li
     )
     file = folder.with_suffix(".yaml")
     file.write_text(OmegaConf.to_yaml(config), encoding="utf-8")
-    script = folder.with_suffix(".py")
-    script.write_text(SCRIPT, encoding="utf-8")
-    command = [sys.executable, str(script), str(file)]
+    program = folder.with_suffix(".py")
+    program.write_text(script, encoding="utf-8")
+    command = [sys.executable, str(program), str(file)]
     if num_processes > 1:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={num_processes}"]
-        command = [*launcher, f"--master-port={port}", str(script), str(file)]
+        command = [*launcher, f"--master-port={port}", str(program), str(file)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
     assert done.returncode == 0, done.stderr[-4000:]

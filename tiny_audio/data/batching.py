@@ -7,6 +7,7 @@ shards), rows are mixed inside a window of groups: reading stays local and memor
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import overload
 
@@ -20,6 +21,7 @@ LENGTH_RATIO_OF_BUCKET = 1.04
 WINDOW_ROWS = 16_384
 # Rows without a place of their own are cut into groups of this many to be mixed with those that have one.
 ROWS_OF_PSEUDO_GROUP = 256
+PIECE_ROWS = 65_536
 
 
 class EpochPlan(Sequence[list[int]]):
@@ -89,11 +91,10 @@ def plan_epoch(
         order = _sort_by_length(seconds[window], token_counts[window], generator)
         rows = window[order]
         starts = _cut(seconds[rows], batch_seconds, max_clips)
-        batches = np.split(rows, starts[1:])
-        turns = generator.permutation(len(batches))
-        ordered = batches if short_first else [batches[i] for i in turns]
-        orders.extend(ordered)
-        sizes.append(np.array([len(batch) for batch in ordered], dtype=np.int64))
+        turns = generator.permutation(len(starts))
+        ordered, sizes_of_window = _take_turns(rows, starts, np.arange(len(starts)) if short_first else turns)
+        orders.append(ordered)
+        sizes.append(sizes_of_window)
     order = np.concatenate(orders) if orders else np.zeros(0, np.int64)
     bounds = (
         np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(sizes))])
@@ -154,10 +155,19 @@ def _cut(seconds: np.ndarray, batch_seconds: float, max_clips: int) -> np.ndarra
     starts = [0]
     longest = 0.0
     size = 0
-    for row, length in enumerate(seconds.tolist()):
+    # As Python's own numbers, which are fast one by one and large all at once.
+    pieces = (seconds[start : start + PIECE_ROWS].tolist() for start in range(0, len(seconds), PIECE_ROWS))
+    for row, length in enumerate(itertools.chain.from_iterable(pieces)):
         longest = max(longest, length)
         if size > 0 and (size >= max_clips or longest * (size + 1) > batch_seconds):
             starts.append(row)
             longest, size = length, 0
         size += 1
     return np.array(starts, dtype=np.int64)
+
+
+def _take_turns(rows: np.ndarray, starts: np.ndarray, turns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The batches that begin at `starts` in the order of `turns`: their rows one after another, and their sizes."""
+    sizes = np.diff(starts, append=len(rows))[turns]
+    moved = starts[turns] - (np.cumsum(sizes) - sizes)  # how far each batch moves to the left
+    return rows[np.repeat(moved, sizes) + np.arange(len(rows))], sizes

@@ -7,10 +7,12 @@ and after every restart.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,18 @@ from tiny_audio.errors import UserError
 
 NAMES_IN_A_SUMMARY = 3
 BATCHES_AHEAD_OF_A_WORKER = 4
+REPEAT_STRIDE = np.uint64(0x9E3779B97F4A7C15)  # odd: the keys of a clip's repetitions all differ
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """The clips of one epoch, as arrays (clips,): their positions among all clips, and how they sound."""
+
+    positions: np.ndarray
+    keys: np.ndarray  # seed their augmentation
+    rates: np.ndarray  # (clips, 2) speed and tempo
+    lengths: np.ndarray  # seconds
+    recipes: dict[int, Recipe]  # by row
 
 
 class TrainData:
@@ -60,7 +74,7 @@ class TrainData:
         store: encoder frames to read in place of audio; needs `variants`.
 
     Attributes:
-        num_clips, hours: of what is trained on in an epoch, before augmentation.
+        num_clips, hours: of what is trained on, before augmentation, each clip once.
         left_out: ids of the rows left out, by reason.
 
     Raises:
@@ -98,12 +112,15 @@ class TrainData:
         self._short_first = short_first
         self._variants = variants
         self._store = store
+        # What is encoded for a store is encoded once.
+        fills_store = variants is not None and store is None
+        self._weights = [1.0 if fills_store else source.weight for source in self._sources]
         self._name = ", ".join(source.name for source in self._sources)
         self._problems = {str(problem): problem for source in self._sources for problem in source.problems}
         self.left_out: dict[str, list[str]] = defaultdict(list)
         self.batches_lost = 0
         self._scan(min_seconds)
-        self._planned: tuple[int, EpochPlan, np.ndarray, np.ndarray, dict[int, Recipe]] | None = None
+        self._planned: tuple[int, EpochPlan, Heard] | None = None
         self._found = [self._find_stored(store, hearing) for hearing in range(variants or 0)] if store else []
         self._order = PlannedOrder()
         self._loader = self._make_loader()
@@ -166,18 +183,31 @@ class TrainData:
 
     def padding_share(self, epoch: int) -> float:
         """The share of the epoch's padded seconds that is padding."""
-        _, plan, _, lengths, _ = self._plan(epoch)
-        return plan.padding_share(lengths)
+        _, plan, heard = self._plan(epoch)
+        return plan.padding_share(heard.lengths)
 
     def summary(self) -> list[str]:
         """Lines for people: what is trained on, and what was left out and why."""
         content = f"{self.num_clips:,} clips, {self.hours:.2f} hours of {self._name}"
         batches = f"{self.num_batches(0):,} batches an epoch, {self.padding_share(0):.1%} of them padding"
         lines = [f"training data: {content}; {batches}"]
+        if len(self._sources) > 1 or self._weights != [1.0]:
+            lines += self._shares()
         lines += [_left_out_line(reason, names) for reason, names in sorted(self.left_out.items())]
         if self._problems:
             lines.append(_left_out_line("unusable", [str(problem) for problem in self.problems]))
         return lines
+
+    def _shares(self) -> Iterator[str]:
+        """A line for each source: what it holds, and how much of it is heard."""
+        bounds = np.searchsorted(self._rows, self._starts)
+        for source, weight, first, end in zip(self._sources, self._weights, bounds, bounds[1:], strict=False):
+            hours = float(self._seconds[self._rows[first:end]].sum(dtype=np.float64)) / 3600
+            times = "once" if weight == 1 else f"{weight:g} times"
+            yield (
+                f"   {source.name}: {end - first:,} clips, {hours:.2f} hours, each heard {times} an epoch: "
+                f"{weight * hours:.2f} hours"
+            )
 
     def batches(self, epoch: int, start_batch: int = 0, every: int = 1) -> Iterator[dict[str, Any]]:
         """The batches of `epoch` from number `start_batch` on, or each `every`-th of them, without reading the others.
@@ -194,7 +224,7 @@ class TrainData:
     def clips_to_encode(self, hearing: int, store: FrameStore) -> tuple[np.ndarray, float]:
         """The clips without frames in `store`, as they sound in `hearing`: identities (clips,), and their seconds."""
         lacking = self._lacks_frames(hearing, store)
-        return self._identities_of(hearing)[lacking], float(self._plan(hearing)[3][lacking].sum())
+        return self._identities_of(hearing)[lacking], float(self._plan(hearing)[2].lengths[lacking].sum())
 
     def batches_to_encode(self, hearing: int, store: FrameStore) -> Iterator[dict[str, Any]]:
         """Batches of those clips, with `identities` (list of int) and `utterances`.
@@ -213,6 +243,10 @@ class TrainData:
             batch["identities"] = [int(identities[self._position(row)]) for row in rows]
             batch["utterances"] = [self._utterance(row)[1] for row in rows]
             yield batch
+
+    def utterance(self, row: int) -> Utterance:
+        """A clip by its number within all sources, which each of a batch's `clips` has."""
+        return self._utterance(row)[1]
 
     def _load(self, plans: Iterable[BatchPlan]) -> Iterator[dict[str, Any]]:
         self._order.batches = plans
@@ -344,26 +378,44 @@ class TrainData:
             return {}
         return self._splicer.draw(self._seed, hearing, self._keys, self._augmentation.splice_probability)
 
-    def _plan(self, epoch: int) -> tuple[int, EpochPlan, np.ndarray, np.ndarray, dict[int, Recipe]]:
-        """(epoch, plan of positions in `_rows`, their speeds and tempos, their seconds as heard, recipes)."""
+    def _heard(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """What an epoch hears: positions in `_rows`, ascending, and how often each was there before in this epoch.
+
+        A source of n clips with weight w gives the clips from w n epoch to w n (epoch + 1) of an endless repetition of
+        its clips in one seeded order. So after any number of epochs, no clip was heard twice more than another.
+        """
+        bounds = np.searchsorted(self._rows, self._starts)
+        parts = []
+        for number, weight in enumerate(self._weights):
+            first, num_clips = int(bounds[number]), int(bounds[number + 1] - bounds[number])
+            if weight == 1 or num_clips == 0:
+                parts.append(np.arange(first, first + num_clips))
+                continue
+            share = Fraction(str(weight)) * num_clips  # exact, however many epochs
+            order = np.random.default_rng([self._seed, number]).permutation(num_clips)
+            turns = np.arange(math.floor(share * epoch), math.floor(share * (epoch + 1))) % num_clips
+            parts.append(first + np.sort(order[turns]))
+        positions = np.concatenate(parts)
+        return positions, np.arange(len(positions)) - np.searchsorted(positions, positions)
+
+    def _plan(self, epoch: int) -> tuple[int, EpochPlan, Heard]:
+        """(epoch, plan of numbers in what it hears, what it hears)."""
         if self._planned is None or self._planned[0] != epoch:
-            rows, hearing = self._rows, self._hearing(epoch)
-            seconds, tokens = self._seconds[rows], self._tokens[rows]
+            self._planned = None  # there is room for one: a plan has some 50 bytes a clip
+            hearing = self._hearing(epoch)
+            positions, repeats = self._heard(epoch)
+            seconds, tokens = self._seconds[self._rows], self._tokens[self._rows]
             recipes = self._recipes(hearing)
             for row, recipe in recipes.items():
                 position = self._position(row)
                 seconds[position] = recipe.seconds
                 tokens[position] = self._processor.num_text_tokens(recipe.text)
+            rows, seconds, tokens = self._rows[positions], seconds[positions], tokens[positions]
+            keys = self._keys[rows]
+            if self._variants is None:  # a clip that is heard again sounds otherwise
+                keys += repeats.astype(np.uint64) * REPEAT_STRIDE
             rates = np.stack(
-                draw_rates(
-                    self._augmentation,
-                    self._seed,
-                    hearing,
-                    self._keys[rows],
-                    seconds,
-                    self._max_seconds,
-                ),
-                axis=1,
+                draw_rates(self._augmentation, self._seed, hearing, keys, seconds, self._max_seconds), axis=1
             )
             lengths = seconds / rates.prod(axis=1)
             plan = plan_epoch(
@@ -376,26 +428,27 @@ class TrainData:
                 groups=None if self._groups is None else self._groups[rows],
                 short_first=self._short_first and epoch == 0,
             )
-            self._planned = (epoch, plan, rates, lengths, recipes)
+            self._planned = (epoch, plan, Heard(positions, keys, rates, lengths, recipes))
         return self._planned
 
     def _batch_plans(self, epoch: int, start_batch: int, every: int = 1) -> Iterator[BatchPlan]:
-        _, plan, rates, lengths, recipes = self._plan(epoch)
+        _, plan, heard = self._plan(epoch)
         hearing = self._hearing(epoch)
         stored = self._found[hearing] if self._store is not None else None
         for index in range(start_batch, len(plan), every):
             clips = []
-            for position in plan[index]:
+            for number in plan[index]:
+                position = int(heard.positions[number])
                 row = int(self._rows[position])
-                speed, tempo = rates[position].tolist()
+                speed, tempo = heard.rates[number].tolist()
                 clips.append(
                     ClipPlan(
                         row,
-                        int(self._keys[row]),
-                        float(lengths[position]),
+                        int(heard.keys[number]),
+                        float(heard.lengths[number]),
                         speed,
                         tempo,
-                        recipes.get(row),
+                        heard.recipes.get(row),
                         -1 if stored is None else int(stored[position]),
                     )
                 )

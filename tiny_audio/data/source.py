@@ -29,12 +29,14 @@ class Source(ABC):
         revision: the version of the data where the place it came from states one.
         problems: rows that the scan found unusable, with reasons.
         excluded: good rows that the rules of a known set leave out ("do not score this"), with reasons.
+        weight: how often each row is heard in an epoch of training.
     """
 
     name: str
     revision: str | None = None
     problems: list[Problem]
     excluded: Sequence[Problem] = ()
+    weight: float = 1.0
 
     @abstractmethod
     def utterances(self) -> Sequence[Utterance]:

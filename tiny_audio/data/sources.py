@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ SOURCE_FORMS = (
     " set such as LoquaciousSet:test"
 )
 MANIFEST_NAME = "manifest.jsonl"
+LARGEST_WEIGHT = 1000
 
 
 def open_source(spec: str | os.PathLike, default_split: str | None = None, with_audio: bool = True) -> Source:
@@ -77,12 +79,42 @@ def open_sources(
     specs: str | os.PathLike | Sequence[str | os.PathLike],
     with_audio: bool = True,
 ) -> list[Source]:
-    """Open a SOURCE or a list of them, as ``data.train`` holds: a known set without a split is its train split."""
+    """Open a SOURCE or a list of them, as ``data.train`` holds.
+
+    A known set without a split is its train split, and the rows of ``SOURCE*3`` are heard three times an epoch.
+    """
     if isinstance(specs, (str, os.PathLike)):
         specs = [specs]
     if not specs:
         raise UserError(f"no source of data given. A source is {SOURCE_FORMS}")
-    return [open_source(spec, default_split="train", with_audio=with_audio) for spec in specs]
+    sources = []
+    for spec in specs:
+        name, weight = split_weight(os.fspath(spec))
+        source = open_source(name, default_split="train", with_audio=with_audio)
+        source.weight = weight
+        sources.append(source)
+    return sources
+
+
+def split_weight(spec: str) -> tuple[str, float]:
+    """``recordings*2.5`` as ("recordings", 2.5); 1 where there is none, or where a file has that very name.
+
+    Raises:
+        UserError: what follows the last asterisk is no weight.
+    """
+    name, star, written = spec.rpartition("*")
+    if not star or Path(spec).expanduser().exists():
+        return spec, 1.0
+    try:
+        weight = float(written)
+    except ValueError:
+        weight = math.nan
+    if not 0 < weight <= LARGEST_WEIGHT:
+        raise UserError(
+            f"data.train={spec}: after * goes how often each clip is heard in an epoch, above 0 and at most "
+            f"{LARGEST_WEIGHT}, such as {name}*2 or {name}*0.5"
+        )
+    return name, weight
 
 
 class CorpusSource(Source):

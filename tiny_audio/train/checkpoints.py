@@ -11,7 +11,7 @@ import errno
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,19 @@ PREFIX = "step-"
 
 @dataclass
 class Progress:
-    """Where a run stands. `epoch` and `batch` are the next batch of the data, in the planner's order."""
+    """Where a run stands. `epoch` and `batch` are the next batch of the data, in the planner's order.
+
+    `step` counts skipped steps, too; `last_skipped` are the latest of them, `gradient_norms` of the last good ones.
+    """
 
     step: int = 0
     epoch: int = 0
     batch: int = 0
     audio_seconds: float = 0.0
     train_seconds: float = 0.0
+    skipped_steps: int = 0
+    last_skipped: list[int] = field(default_factory=list)
+    gradient_norms: list[float] = field(default_factory=list)
 
 
 def save_checkpoint(
@@ -120,7 +126,8 @@ def load_checkpoint(path: Path, model: PreTrainedModel, optimizer: torch.optim.O
     except (ValueError, OSError, KeyError) as error:
         raise UserError(f"cannot resume from {path}: {error}") from error
     _restore_random_states(state)
-    return Progress(**{key: state[key] for key in Progress.__dataclass_fields__})
+    # Checkpoints of earlier versions know nothing of skipped steps.
+    return Progress(**{key: state[key] for key in Progress.__dataclass_fields__ if key in state})
 
 
 def _random_states() -> dict[str, Any]:

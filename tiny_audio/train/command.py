@@ -53,6 +53,7 @@ def train(
     from tiny_audio.evaluate.report import format_samples
     from tiny_audio.train.parameters import print_parameter_table
     from tiny_audio.train.run import is_main_process, run
+    from tiny_audio.train.skipping import SKIPPED_FILE
 
     if is_main_process():
         print_parameter_table(config)
@@ -80,6 +81,10 @@ def train(
         f"trained {metrics['steps']:,} steps on {metrics['audio_hours']:.1f} h of audio "
         f"in {metrics['train_seconds'] / 60:.1f} minutes"
     )
+    if metrics["skipped_steps"]:
+        typer.echo(
+            f"{metrics['skipped_steps']:,} of the steps were skipped: {result.folder / SKIPPED_FILE} says why"
+        )
     if config.training.hub_model_id:
         from tiny_audio.publish.background import push_final
 

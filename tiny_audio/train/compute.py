@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from tiny_audio.hub.asr_drafting import SHARE_FROM_POSITIONS, has_plain_cache
 from tiny_audio.hub.asr_encoders import encoder_family, run_encoder
 from tiny_audio.hub.asr_losses import LossWeights
 from tiny_audio.hub.asr_modeling import TinyAudioForConditionalGeneration
@@ -31,6 +32,7 @@ HOP_LENGTH = 160  # 10 ms, which all named encoders have
 CLIP_SECONDS = 7.0  # mean of LoquaciousSet and of most sets of read speech
 TEXT_TOKENS_PER_SECOND = 3.5  # of English speech in the vocabulary of a large language model
 PROMPT_TOKENS = 30  # of a chat template with a short request
+TOKENS_BEHIND_AUDIO = 6  # of them: the end of the request and the beginning of the answer
 FLASH = "tiny_audio_count"
 BYTES_OF_BF16, BYTES_OF_FP32 = 2, 4
 # Master weight, gradient and AdamW's two moments, in fp32; a frozen weight is there once, in bf16.
@@ -80,12 +82,16 @@ class StepCost:
 
 
 def cost_of_config(config: DictConfig, weights: LossWeights, clip_seconds: float) -> StepCost:
-    """`step_cost` of the model that a training config describes."""
+    """`step_cost` of the model that a training config describes, in batches as full as it allows."""
+    settings = config.training
+    clips = min(settings.batch_seconds / clip_seconds, settings.per_device_train_batch_size)
     return step_cost(
         meta_model(config),
         weights,
-        gradient_checkpointing=config.training.gradient_checkpointing,
+        gradient_checkpointing=settings.gradient_checkpointing,
         clip_seconds=clip_seconds,
+        batch_clips=max(1, round(clips)),
+        encoded=config.data.features_cache is not None,
         hop_length=config.model.feature_extractor.get("hop_length", HOP_LENGTH),
     )
 
@@ -96,6 +102,8 @@ def step_cost(
     *,
     gradient_checkpointing: bool,
     clip_seconds: float = CLIP_SECONDS,
+    batch_clips: int = 1,
+    encoded: bool = False,
     hop_length: int = HOP_LENGTH,
 ) -> StepCost:
     """What a second of audio costs in a training step of `model`, a model on the meta device with its weights frozen or
@@ -104,6 +112,8 @@ def step_cost(
     Args:
         weights: of the losses; with `language_model` 0 the decoder is not run.
         clip_seconds: length of the clips. Attention, and the prompt's share, depend on it.
+        batch_clips: clips that are read together, behind one prompt where that pays.
+        encoded: the encoder's output is read from a file.
         hop_length: samples from one mel frame to the next, for encoders that hear those.
     """
     weight_bytes = _weight_bytes(model)
@@ -121,19 +131,23 @@ def step_cost(
     num_tokens = int(trunk.audio_token_lengths(torch.tensor([features.shape[-1]]))[1])
     num_text = round(TEXT_TOKENS_PER_SECOND * clip_seconds)
     width = config.text_config.hidden_size
-    positions = num_tokens + num_text + PROMPT_TOKENS
+    positions = num_tokens + num_text + _prompt_positions(decoder, batch_clips)
 
     def layers(tower: Any) -> int:
         return int(tower.config.num_hidden_layers) if gradient_checkpointing else 0
 
-    parts = [
-        _cost("encoder", lambda: run_encoder(encoder, features), model, encoder_trains, layers(encoder)),
+    parts = []
+    if not encoded:
+        parts.append(
+            _cost("encoder", lambda: run_encoder(encoder, features), model, encoder_trains, layers(encoder))
+        )
+    parts.append(
         _cost(
             "projector",
             lambda: trunk.multi_modal_projector(frames.requires_grad_(encoder_trains), frame_lengths)[0],
             model,
-        ),
-    ]
+        )
+    )
     if weights.language_model:
         embeddings = _meta(1, positions, width).requires_grad_()
         hidden = _meta(1, num_text, width).requires_grad_()
@@ -156,6 +170,14 @@ def step_cost(
         ),
         weight_bytes,
     )
+
+
+def _prompt_positions(decoder: Any, batch_clips: int) -> int:
+    """Positions of the prompt a clip; what comes before the audio is read once a batch where the model does so."""
+    before = PROMPT_TOKENS - TOKENS_BEHIND_AUDIO
+    if before * (batch_clips - 1) < SHARE_FROM_POSITIONS or not has_plain_cache(decoder.config):
+        return PROMPT_TOKENS
+    return TOKENS_BEHIND_AUDIO + round(before / batch_clips)
 
 
 def _weight_bytes(model: nn.Module) -> dict[str, int]:

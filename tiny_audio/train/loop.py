@@ -20,13 +20,17 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import gather_object
 from omegaconf import DictConfig
 
 from tiny_audio.errors import UserError
+from tiny_audio.hub.asr_audio import SAMPLING_RATE
 from tiny_audio.hub.asr_losses import CTC_PADDING, IGNORE_LABEL, LossWeights
 from tiny_audio.train.build import loss_weights
 from tiny_audio.train.checkpoints import Progress, save_checkpoint
 from tiny_audio.train.optimizer import build_optimizer, learning_rate_factor
+from tiny_audio.train.records import StepLog
+from tiny_audio.train.skipping import SKIPPED_FILE, check_repetition, json_number, judge_step
 from tiny_audio.train.speed import SpeedMeter
 
 logger = logging.getLogger(__name__)
@@ -93,6 +97,7 @@ class Trainer:
         self._totals: dict[str, float] = {}
         self._stop_agreed = False  # by all processes
         self._too_large = math.inf  # size of the smallest piece of a step that did not fit into memory
+        self._save_due = False
 
     @property
     def bare_model(self) -> Any:
@@ -102,9 +107,11 @@ class Trainer:
         """Trains to the end. Ctrl-C finishes the step, saves, and raises KeyboardInterrupt.
 
         Raises:
-            UserError: the loss is not a finite number, or the disk is full.
+            UserError: step after step had to be skipped, or the disk is full.
         """
         self.model.train()
+        if self.accelerator.is_main_process:
+            self._skipped_log = StepLog(self.folder / SKIPPED_FILE, self.progress.step)
         batches = self._batches()
         self._log_start = time.perf_counter()
         with finish_step_first() as stop_asked:
@@ -155,6 +162,8 @@ class Trainer:
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
             group["lr"] = peak * factor
         weights = loss_weights(self.config, self.progress.step)
+        if weights.language_model != loss_weights(self.config, self.progress.step - 1).language_model:
+            self.progress.gradient_norms = []  # the decoder joins in: they say nothing of what comes
         counts = self._counts(batches, stop_asked)
         self._note_place(batches[-1])
         pieces = [{key: batch[key] for key in MODEL_INPUTS if key in batch} for batch in batches]
@@ -163,18 +172,59 @@ class Trainer:
             pieces = [part for piece in pieces for part in split_above(piece, self._too_large)]
             result = self._accumulate(pieces, weights, counts)
         losses, terms, infeasible = result
-        for name, term in terms.items():
-            self._add(f"{name}_sum", term)
-            self._add(f"{name}_count", counts[name])
-        self._add("infeasible", infeasible)
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
-        self._check_finite(losses + norm, batches)  # the norm is that of all processes: they stop together
-        self.optimizer.step()
+        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm))
+        (loss,) = self._sum_over_processes([losses])  # as the norm is: what is decided on, all decide
+        reason = judge_step(self.progress, loss, norm, self.settings.max_grad_norm)
+        if reason is None:
+            self.optimizer.step()
+            for name, term in terms.items():
+                self._add(f"{name}_sum", term)
+                self._add(f"{name}_count", counts[name])
+            self._add("infeasible", infeasible)
+            self._add("loss", losses)
+            self._add("gradient_norm", norm)
+            self._add("steps", 1)
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
-        self._add("loss", losses)
-        self._add("gradient_norm", norm)
-        self._add("steps", 1)
+        if reason is not None:
+            self._note_skipped(reason, loss, norm, batches, weights)
+
+    def _note_skipped(
+        self, reason: str, loss: float, norm: float, batches: list[dict[str, Any]], weights: LossWeights
+    ) -> None:
+        """Writes down a step that is not taken, with its clips on all processes. Raises UserError when that repeats."""
+        progress, file = self.progress, self.folder / SKIPPED_FILE
+        record = {
+            "step": progress.step,
+            "reason": reason,
+            "loss": json_number(loss),
+            "gradient_norm": json_number(norm),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "epoch": batches[-1]["epoch"],
+            "clips": gather_object([clip for batch in batches for clip in self._clips(batch, weights)]),
+        }
+        if self.accelerator.is_main_process:
+            self._skipped_log.write(record)
+            logger.warning("step %d is skipped: %s; its clips are in %s", progress.step, reason, file)
+        check_repetition(progress, record, file)
+
+    def _clips(self, batch: dict[str, Any], weights: LossWeights) -> Iterator[dict[str, Any]]:
+        """What to look at of a batch: each clip, and its loss by itself."""
+        self.model.eval()  # without dropout, which would draw random numbers
+        for row, (clip, num_samples) in enumerate(zip(batch["clips"], batch["num_samples"], strict=True)):
+            inputs = {key: batch[key][row : row + 1] for key in MODEL_INPUTS if key in batch}
+            inputs = {key: value.to(self.accelerator.device) for key, value in inputs.items()}
+            with torch.no_grad(), self.accelerator.autocast():
+                loss = float(self.bare_model(**inputs, loss_weights=weights).loss)
+            utterance = self.data.utterance(clip.row)
+            yield {
+                "id": utterance.id,
+                "audio": str(utterance.audio),
+                "text": clip.recipe.text if clip.recipe else utterance.text,
+                "seconds": round(num_samples / SAMPLING_RATE, 2),
+                "loss": json_number(loss),
+            }
+        self.model.train()
 
     def _accumulate(
         self, pieces: list[dict[str, Any]], weights: LossWeights, counts: dict[str, float]
@@ -262,15 +312,6 @@ class Trainer:
         # Apple GPUs know no float64; one process has nothing to reduce.
         return torch.device("cpu") if self.accelerator.num_processes == 1 else self.accelerator.device
 
-    def _check_finite(self, loss: torch.Tensor, batches: list[dict[str, Any]]) -> None:
-        if not torch.isfinite(loss):
-            clips = [clip for batch in batches for clip in batch["utterance_ids"]]
-            raise UserError(
-                f"the loss of step {self.progress.step + 1} is {float(loss)}: lower training.learning_rate, or "
-                f"look at these clips: {', '.join(clips[:8])}. The last checkpoint is whole: "
-                "training.resume=true goes on from it"
-            )
-
     def _add(self, name: str, value: Any) -> None:
         self._totals[name] = self._totals.get(name, 0.0) + value
 
@@ -289,8 +330,11 @@ class Trainer:
             self._log_start += time.perf_counter() - started  # the speed is that of training
         if line and self.accelerator.is_main_process:
             self.report(line)
-        if step % settings.save_steps == 0 or last:
+        self._save_due |= step % settings.save_steps == 0
+        # Not after a skipped step: the weights before it may be what is wrong, and a save drops the oldest checkpoint.
+        if last or (self._save_due and self.progress.last_skipped[-1:] != [step]):
             self.save()
+            self._save_due = False
 
     def _metrics(self) -> dict[str, Any]:
         """One line for metrics.jsonl: means since the last one."""
@@ -304,13 +348,14 @@ class Trainer:
         line = {
             "step": self.progress.step,
             "epoch": self.progress.epoch,
-            "loss": totals["loss"] / totals["steps"],
             "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "gradient_norm": totals["gradient_norm"] / totals["steps"],
             "audio_seconds_per_second": totals["audio_seconds"] / elapsed,
             "train_seconds": self.progress.train_seconds,
-            "infeasible_ctc_targets": int(totals["infeasible"]),
+            "skipped_steps": self.progress.skipped_steps,
+            "infeasible_ctc_targets": int(totals.get("infeasible", 0)),
         }
+        if "steps" in totals:  # else all were skipped
+            line |= {key: totals[key] / totals["steps"] for key in ("loss", "gradient_norm")}
         for name, key in TERM_NAMES.items():
             if f"{name}_sum" in totals:
                 line[key] = totals[f"{name}_sum"] / max(totals[f"{name}_count"], 1)

@@ -108,6 +108,8 @@ def plan(
     console.print(_cost_table(cost, settings.batch_seconds))
     console.print(_gpu_table(table, cost, config, utilization))
     step_seconds = settings.batch_seconds * settings.gradient_accumulation_steps
+    if config.data.features_cache is not None:
+        typer.echo("The encoder does not run: its output comes from data.features_cache.")
     typer.echo(
         f"{settings.max_steps:,} steps of {step_seconds:,.0f} s:"
         f" {settings.max_steps * step_seconds / 3600:,.0f} hours of audio, in clips of {clip_seconds:g} s.\n"

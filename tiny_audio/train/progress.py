@@ -56,6 +56,8 @@ class TrainingDisplay:
             parts.append(f"{line['utilization']:.0%} of the machine")
         if line.get("data_wait_share", 0) > NOTABLE_WAIT:
             parts.append(f"{line['data_wait_share']:.0%} waiting for data")
+        if line.get("skipped_steps"):
+            parts.append(f"{line['skipped_steps']} skipped")
         if "dollars" in line:
             parts.append(f"${line['dollars']:.2f}")
         status = "  ".join(part for part in parts if part)

@@ -35,17 +35,19 @@ def prepare_folder(folder: Path, resuming: bool) -> Path | None:
     return moved
 
 
-class MetricsLog:
-    """metrics.jsonl: one line for each logging step; lines of steps after a resumed one are dropped."""
+class StepLog:
+    """A file of JSON lines, each of a step, such as metrics.jsonl; lines of steps after a resumed one are dropped."""
 
     def __init__(self, path: Path, first_step: int):
         self.path = path
         kept = [line for line in read_metrics(path) if line["step"] <= first_step]
-        write_files({path: "".join(json.dumps(line) + "\n" for line in kept)})
+        if path.is_file():
+            write_files({path: "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)})
 
     def write(self, values: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+        # A lone surrogate (a file name that is not UTF-8) becomes its escape, which JSON knows.
+        with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(json.dumps(values, ensure_ascii=False) + "\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

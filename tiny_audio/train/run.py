@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -36,15 +37,16 @@ from tiny_audio.train.features import open_store
 from tiny_audio.train.listening import ListeningMonitor, listening_gap
 from tiny_audio.train.loop import Trainer
 from tiny_audio.train.progress import TrainingDisplay
-from tiny_audio.train.records import MetricsLog, draw_loss, prepare_folder
+from tiny_audio.train.records import StepLog, draw_loss, prepare_folder
 from tiny_audio.train.speed import build_meter
-from tiny_audio.train.trackers import Trackers
+from tiny_audio.train.trackers import Sample, Trackers
 from tiny_audio.train.window import choose_window
 
 logger = logging.getLogger(__name__)
 
 EVALUATION_BATCH_SIZE = 32
 NUM_SAMPLES_KEPT = 50
+NUM_SAMPLES_SHOWN = 6  # by the tracker, with their sound
 
 
 @dataclass
@@ -98,9 +100,9 @@ def run(config: DictConfig) -> RunResult | None:
             display.note(f"going on from {checkpoint}, step {trainer.progress.step}")
         trainer.meter = build_meter(config, data, trainer.accelerator)
         trainer.evaluate = looks = DevEvaluation(
-            trainer, processor, dev, config.training.eval_samples, display.note
+            trainer, processor, dev, config.training.eval_samples, display.note, trackers.log_samples
         )
-        log = MetricsLog(folder / "metrics.jsonl", trainer.progress.step)
+        log = StepLog(folder / "metrics.jsonl", trainer.progress.step)
         uploads = None
         if config.training.hub_model_id:
             hub_id = config.training.hub_model_id
@@ -129,7 +131,7 @@ def _train_along(config: DictConfig, model: Any, data: Any, folder: Path, checkp
         data.close()
 
 
-def _report(line: dict[str, Any], log: MetricsLog, display: TrainingDisplay, trackers: Trackers) -> None:
+def _report(line: dict[str, Any], log: StepLog, display: TrainingDisplay, trackers: Trackers) -> None:
     log.write(line)
     display.show(line)
     trackers.log(line)
@@ -150,6 +152,7 @@ def _finish(
     metrics: dict[str, Any] = {
         "train_seconds": progress.train_seconds,
         "steps": progress.step,
+        "skipped_steps": progress.skipped_steps,
         "audio_hours": progress.audio_seconds / 3600,
         "window_seconds": processor.window_seconds,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -198,14 +201,20 @@ def save_model(model: Any, processor: Any, folder: Path) -> None:
 class DevEvaluation:
     """What the model in training makes of a fixed sample of the dev set, which is read and prepared once.
 
-    Its word error rate, and whether it listens; `note` is told when that changes.
+    Its word error rate, and whether it listens; `note` is told when that changes, `show` some clips and transcripts.
     """
 
     def __init__(
-        self, trainer: Trainer, processor: Any, source: Source, num_samples: int, note: Callable[[str], None]
+        self,
+        trainer: Trainer,
+        processor: Any,
+        source: Source,
+        num_samples: int,
+        note: Callable[[str], None],
+        show: Callable[[int, Sequence[Sample]], None],
     ):
         self.trainer, self.processor, self.folder = trainer, processor, trainer.folder
-        self.note = note
+        self.note, self.show = note, show
         steps, ctc = trainer.settings.max_steps, trainer.config.ctc
         self.monitor = ListeningMonitor(
             round(ctc.alone_share * steps), steps, ctc.weight > 0 or ctc.embedding_weight > 0
@@ -240,6 +249,10 @@ class DevEvaluation:
             self.normalizer,
             heading=f"dev set after step {self.trainer.progress.step}: WER {metrics.wer:.4f}",
         )
+        # Short clips to long ones, the same ones every time.
+        every = math.ceil(len(pairs) / NUM_SAMPLES_SHOWN)
+        shown = [Sample(self.clips[i][0], *pairs[i]) for i in range(0, len(pairs), every)]
+        self.show(self.trainer.progress.step, shown)
         figures = {"dev_wer": metrics.wer, "dev_cer": metrics.cer}
         gap = listening_gap(self.trainer.bare_model, self.processor, self.clips)
         if gap is not None:

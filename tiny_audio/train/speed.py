@@ -60,13 +60,9 @@ class SpeedMeter:
         """What the model multiplies for a second of audio with these losses."""
         kind = (weights.language_model > 0, weights.embedding > 0)
         if kind not in self._costs:
-            self._costs[kind] = self._count(weights)
+            cost = cost_of_config(self._config, weights, self._clip_seconds)
+            self._costs[kind] = cost.flops_per_audio_second
         return self._costs[kind]
-
-    def _count(self, weights: LossWeights) -> float:
-        cost = cost_of_config(self._config, weights, self._clip_seconds)
-        cached = {"encoder"} if self._config.data.features_cache else set()
-        return sum(part.flops for part in cost.parts if part.part not in cached)
 
     def figures(self, totals: dict[str, float], elapsed: float, weights: LossWeights) -> dict[str, Any]:
         """For a line of metrics.

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from tiny_audio.errors import UserError
+from tiny_audio.hub.asr_audio import SAMPLING_RATE
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A clip to listen to, float32 (S,) at 16 kHz, and what is written of it."""
+
+    waveform: np.ndarray
+    reference: str
+    hypothesis: str
 
 
 class TensorBoardTracker:
@@ -21,6 +34,13 @@ class TensorBoardTracker:
     def log(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
+
+    def log_samples(self, step: int, samples: Sequence[Sample]) -> None:
+        for number, sample in enumerate(samples, start=1):
+            # Indented by four: Markdown shows it as it is, whatever is said in it.
+            text = f"    reference:  {sample.reference}\n    hypothesis: {sample.hypothesis}"
+            self.writer.add_text(f"sample {number}", text, step)
+            self.writer.add_audio(f"sample {number}", sample.waveform[None], step, SAMPLING_RATE)
 
     def close(self) -> None:
         self.writer.close()
@@ -35,6 +55,15 @@ class WandbTracker:
 
     def log(self, step: int, values: dict[str, float]) -> None:
         self.run.log(values, step=step)
+
+    def log_samples(self, step: int, samples: Sequence[Sample]) -> None:
+        import wandb
+
+        rows = [
+            [wandb.Audio(each.waveform, sample_rate=SAMPLING_RATE), each.reference, each.hypothesis]
+            for each in samples
+        ]
+        self.run.log({"samples": wandb.Table(["audio", "reference", "hypothesis"], rows)}, step=step)
 
     def close(self) -> None:
         self.run.finish()
@@ -63,7 +92,7 @@ def choose_tracker(name: str) -> str | None:
 
 
 class Trackers:
-    """The chosen tracker, or none; every number of a line of metrics goes to it."""
+    """The chosen tracker, or none: the numbers of a line of metrics go to it, and some clips with their transcripts."""
 
     def __init__(self, config: DictConfig, folder: Path):
         name = choose_tracker(config.training.tracker)
@@ -80,3 +109,8 @@ class Trackers:
         if self.tracker is not None:
             numbers = {name: value for name, value in line.items() if name != "step"}
             self.tracker.log(line["step"], numbers)
+
+    def log_samples(self, step: int, samples: Sequence[Sample]) -> None:
+        """Clips of the dev set with what the model makes of them after `step`."""
+        if self.tracker is not None:
+            self.tracker.log_samples(step, samples)
