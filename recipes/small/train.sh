@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From the speech that make_speech.py makes to the model in models/small: four hours on two cores, in five stages.
+# From the speech that make_speech.py makes to the model in models/small: four hours on two cores, in six stages.
 #
 #     bash recipes/small/train.sh [SPEECH] [OUT]
 #
@@ -40,4 +40,7 @@ stage 4-align-more "${varied[@]}" init_from="$out/3-vary/model" ctc.alone_share=
   training.warmup_steps=30
 stage 5-read-more "${varied[@]}" init_from="$out/4-align-more/model" ctc.alone_share=0 training.max_steps=640 \
   training.learning_rate=5e-4 training.decoder_learning_rate=8e-4 training.warmup_steps=20 training.eval_steps=150
-echo "the model: $out/5-read-more/model"
+# 6. A little of it, with people in every second clip.
+stage 6-people "${varied[@]}" "data.train=[$speech/train*0.16,$speech/real/stamps/train,$prompts*10]" init_from="$out/5-read-more/model" \
+  ctc.alone_share=0 training.max_steps=130 training.learning_rate=2e-4 training.decoder_learning_rate=4e-4 training.warmup_steps=10
+echo "the model: $out/6-people/model"
