@@ -15,8 +15,7 @@ pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="the script
 ROOT = Path(__file__).parents[2]
 
 # Takes the command line as tiny-audio does, up to the point where it would read speech.
-CHECKER = """#!{python}
-import sys
+CHECKER = """import sys
 from pathlib import Path
 from tiny_audio.train.config import compose_config
 command, *overrides = sys.argv[1:]
@@ -31,7 +30,9 @@ if command == "train":
 def run_script(folder: Path) -> list[str]:
     program = folder / "bin" / "tiny-audio"
     program.parent.mkdir(exist_ok=True)
-    program.write_text(CHECKER.format(python=sys.executable), encoding="utf-8")
+    checker = folder / "checker.py"
+    checker.write_text(CHECKER, encoding="utf-8")
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{checker}" "$@"\n', encoding="utf-8")
     program.chmod(0o755)
     environment = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
