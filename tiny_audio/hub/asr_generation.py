@@ -88,7 +88,6 @@ class TranscriptGeneration(GenerationMixin):
             audio = self.get_audio_features(input_features, input_features_mask)
         embeddings = self.model.splice(input_ids, audio)
         log_probabilities = self.alignment(audio)
-        hearing, draft = self._hear(audio, log_probabilities, tokenizer)
         characters = (
             None if log_probabilities is None else speech_evidence(log_probabilities, audio.frame_lengths)
         )
@@ -101,22 +100,25 @@ class TranscriptGeneration(GenerationMixin):
         if tokenizer is not None and characters is not None:
             criteria.append(RepetitionCriteria(tokenizer, characters))
         weight = kwargs.pop("ctc_decoding_weight", self.config.ctc_decoding_weight)
-        if hearing is not None and weight and not self._setting(kwargs, "do_sample"):
+        joint = bool(weight) and not self.setting(kwargs, "do_sample")
+        greedy = self._is_greedy(kwargs)
+        alone = greedy and len(input_ids) == 1
+        hearing, draft = None, None
+        if joint or alone:  # all others do without: it costs a product with the whole vocabulary
+            hearing, draft = self._hear(audio, log_probabilities, tokenizer)
+        if joint and hearing is not None:
             # Behind the caller's: what those keep is the decoder's own.
             processors = [
                 *(kwargs.get("logits_processor") or []),
                 self._joint_scores(hearing, weight, kwargs),
             ]
             kwargs["logits_processor"] = LogitsProcessorList(processors)
-        if self._is_greedy(kwargs):
-            if len(input_ids) == 1 and draft is not None:
-                return self._generate_from_draft(
-                    draft, input_ids, embeddings, attention_mask, criteria, **kwargs
-                )
-            if attention_mask is not None:
-                embeddings, attention_mask, cache = share_prompt(self, input_ids, embeddings, attention_mask)
-                if cache is not None:
-                    kwargs["past_key_values"] = cache
+        if alone and draft is not None:
+            return self._generate_from_draft(draft, input_ids, embeddings, attention_mask, criteria, **kwargs)
+        if greedy and attention_mask is not None:
+            embeddings, attention_mask, cache = share_prompt(self, input_ids, embeddings, attention_mask)
+            if cache is not None:
+                kwargs["past_key_values"] = cache
         return super().generate(
             inputs_embeds=embeddings,
             attention_mask=attention_mask,
@@ -142,7 +144,7 @@ class TranscriptGeneration(GenerationMixin):
         return hearing, tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
 
     def _joint_scores(self, hearing: Hearing, weight: float, options: dict[str, Any]) -> JointScores:
-        beams = self._setting(options, "num_beams") or 1
+        beams = self.setting(options, "num_beams") or 1
         ends = [*self._end_ids(), self.generation_config.pad_token_id]
         return JointScores(hearing, weight, ends, max(CANDIDATES, 2 * beams))
 
@@ -150,7 +152,7 @@ class TranscriptGeneration(GenerationMixin):
         ends = self.generation_config.eos_token_id
         return ends if isinstance(ends, list) else [ends]
 
-    def _setting(self, options: dict[str, Any], name: str) -> Any:
+    def setting(self, options: dict[str, Any], name: str) -> Any:
         """What a call says, else its generation config, else the model's."""
         settings = options.get("generation_config") or self.generation_config
         return options.get(name, getattr(settings, name, None))

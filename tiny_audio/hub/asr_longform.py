@@ -329,9 +329,7 @@ class Recogniser:
 
     def _searches(self) -> bool:
         """Whether several beams are kept, whose tokens' scores cannot be followed."""
-        settings = self.generate.get("generation_config") or self.model.generation_config
-        beams = self.generate.get("num_beams", settings.num_beams)
-        return (beams or 1) > 1
+        return (self.model.setting(self.generate, "num_beams") or 1) > 1
 
     # Streaming ---------------------------------------------------------------------------------------------------
 
