@@ -6,6 +6,7 @@ Set before torch and transformers are imported. `HF_HUB_OFFLINE=0 pytest -m hub`
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 
 if "HF_MODULES_CACHE" not in os.environ:  # the code of checkpoints that tests load
@@ -14,6 +15,8 @@ if "HF_MODULES_CACHE" not in os.environ:  # the code of checkpoints that tests l
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.pop("TINY_AUDIO_MODELS", None)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun with nohup or in the background: programs inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import torch
 from transformers.utils import logging

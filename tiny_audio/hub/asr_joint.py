@@ -125,23 +125,26 @@ class JointScores(LogitsProcessor):
         best, tokens = scores.topk(min(self.candidates, scores.shape[-1]))  # (R, K)
         beams = len(scores) // len(self.hearing.blank)
         texts = [(row // beams, *ids) for row, ids in enumerate(input_ids.tolist())]
-        before = [self._state(text) for text in texts]
+        # A clip that has ended waits for its batch: whatever is written behind its end, nobody reads.
+        writing = [row for row, text in enumerate(texts) if len(text) == 1 or text[-1] not in self.ends]
+        before = {row: self._state(texts[row]) for row in writing}
         self.states = {}
         alone, candidates = best.tolist(), tokens.tolist()
-        joint = [[-math.inf] * len(row) for row in candidates]
+        joint = [list(row) for row in alone]
 
         def weigh(pairs: list[tuple[int, int]]) -> None:
             gains = self._gains([(texts[row], before[row], candidates[row][k]) for row, k in pairs])
             for (row, k), gain in zip(pairs, gains, strict=True):
                 joint[row][k] = alone[row][k] + self.weight * gain
 
-        pairs = [(row, k) for row in range(len(texts)) for k in range(len(candidates[row]))]
-        if beams > 1:
-            weigh(pairs)
-        else:
+        others = [(row, k) for row in writing for k in range(1, len(candidates[row]))]
+        weigh([(row, 0) for row in writing])
+        if beams == 1:
             # What is heard makes no token likelier: those that are behind the first one's sum already have lost.
-            weigh([(row, 0) for row in range(len(texts))])
-            weigh([(row, k) for row, k in pairs if k and alone[row][k] > joint[row][0]])
+            for row, k in others:
+                if alone[row][k] <= joint[row][0]:
+                    joint[row][k] = -math.inf
+        weigh([(row, k) for row, k in others if joint[row][k] > -math.inf])
         return torch.full_like(scores, -torch.inf).scatter(1, tokens, scores.new_tensor(joint))
 
     def _gains(self, weighed: list[tuple[tuple[int, ...], State, int]]) -> list[float]:
@@ -179,9 +182,7 @@ class JointScores(LogitsProcessor):
             return self.states[text]
         clips = torch.tensor(text[:1], device=self.hearing.blank.device)
         paths, total = start(self.hearing.blank[clips]), self.hearing.blank.new_zeros(1)
-        # A clip that has ended waits for its batch, whatever is written behind its end.
-        waits = len(text) == 1 or text[-1] in self.ends
-        classes = [] if waits else self.hearing.classes(list(text[1:]))
+        classes = self.hearing.classes(list(text[1:]))
         for last, label in zip([None, *classes], classes, strict=False):
             paths, total = self._extend(paths, clips, [label], [last == label])
         return State(paths[0], total[0], classes)
