@@ -15,7 +15,7 @@ if "HF_MODULES_CACHE" not in os.environ:  # the code of checkpoints that tests l
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.pop("TINY_AUDIO_MODELS", None)
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun with nohup or in the background: programs inherit that
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in the background, which programs inherit
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import torch
