@@ -1,6 +1,7 @@
 """Makes English speech to train the recipe `small` on: many voices, many kinds of sentences.
 
     python -m recipes.small.make_speech OUT [--hours 10] [--engines hibari,espeak,...] [--jobs 2] [--seed 0]
+    python -m recipes.small.make_speech OUT --texts words   one to three words at a time, and nothing else
     python -m recipes.small.make_speech OUT --real          the recordings of people that Debian packages hold
 
 Run it from the root of the repository. OUT/train, OUT/dev, OUT/test, OUT/newvoice/train and OUT/newvoice/test are
@@ -26,8 +27,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -88,7 +91,7 @@ def plan(hours: float, engines: list[str]) -> list[Shard]:
 # One shard --------------------------------------------------------------------------------------------------
 
 
-def make_shard(shard: Shard, out: Path, seed: int) -> None:
+def make_shard(shard: Shard, out: Path, seed: int, texts: Sequence[str]) -> None:
     """Writes the parquet file of a shard. Raises UserError where too many clips are no speech at all."""
     rng = random.Random(f"{seed} {shard.name}")
     speak = synthesizers.speaker(shard.engine)
@@ -100,7 +103,7 @@ def make_shard(shard: Shard, out: Path, seed: int) -> None:
     seconds = 0.0
     while seconds < shard.seconds:
         (voice,) = rng.choices(voices, weights)
-        text = sentences.draw(text_split, rng)
+        text = sentences.draw(text_split, rng, texts)
         try:
             audio = finish(*speak(text, voice, rng), rng)
             reason = why_not(len(audio) / SAMPLING_RATE, len(text))
@@ -159,7 +162,7 @@ def finish(audio: np.ndarray, rate: int, rng: random.Random) -> np.ndarray:
 # All of them ------------------------------------------------------------------------------------------------
 
 
-def make_all(shards: list[Shard], out: Path, seed: int, jobs: int) -> None:
+def make_all(shards: list[Shard], out: Path, seed: int, texts: Sequence[str], jobs: int) -> None:
     """Makes what is missing, with a line of progress on stderr."""
     missing = [shard for shard in shards if not shard.path(out).is_file()]
     if len(missing) < len(shards):
@@ -167,7 +170,7 @@ def make_all(shards: list[Shard], out: Path, seed: int, jobs: int) -> None:
     progress = Progress(missing, jobs)
     if jobs == 1:
         for shard in missing:
-            progress.show(shard, _timed_shard(shard, out, seed))
+            progress.show(shard, _timed_shard(shard, out, seed, texts))
         return
     context = multiprocessing.get_context("spawn")
     # Ctrl-C reaches every process: the workers end at once and silently, and this one says how to go on.
@@ -176,7 +179,7 @@ def make_all(shards: list[Shard], out: Path, seed: int, jobs: int) -> None:
     )
     with pool:
         try:
-            running = {pool.submit(_timed_shard, shard, out, seed): shard for shard in missing}
+            running = {pool.submit(_timed_shard, shard, out, seed, texts): shard for shard in missing}
             for job in concurrent.futures.as_completed(running):
                 progress.show(running[job], job.result())
         except concurrent.futures.process.BrokenProcessPool as error:
@@ -189,9 +192,9 @@ def make_all(shards: list[Shard], out: Path, seed: int, jobs: int) -> None:
             raise
 
 
-def _timed_shard(shard: Shard, out: Path, seed: int) -> float:
+def _timed_shard(shard: Shard, out: Path, seed: int, texts: Sequence[str]) -> float:
     started = time.monotonic()
-    make_shard(shard, out, seed)
+    make_shard(shard, out, seed, texts)
     return time.monotonic() - started
 
 
@@ -257,6 +260,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--engines", default=",".join(synthesizers.ENGINES), help="comma-separated (default: all)"
     )
+    parser.add_argument(
+        "--texts", default=",".join(sentences.shares()), help="comma-separated kinds of texts (default: all)"
+    )
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1) - 1), help="processes")
     parser.add_argument("--seed", type=int, default=0, help="other speech for each number (default 0)")
     parser.add_argument(
@@ -271,39 +277,52 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def check(options: argparse.Namespace) -> list[str]:
-    """The engines that are meant. Raises UserError for options that cannot be."""
-    engines = [name.strip() for name in options.engines.split(",") if name.strip()]
-    for name in engines:
-        if name not in synthesizers.ENGINES:
-            known = ", ".join(synthesizers.ENGINES)
-            raise UserError(
-                f"--engines: there is no {name}; there are {known}.{nearest(name, synthesizers.ENGINES)}"
-            )
-    if not engines:
-        raise UserError("--engines names no engine")
+def check(options: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """The engines and the texts that are meant. Raises UserError for options that cannot be."""
+    chosen = []
+    for option, kind, known in (
+        ("engines", "engine", synthesizers.ENGINES),
+        ("texts", "kind of text", sentences.shares()),
+    ):
+        names = [name.strip() for name in getattr(options, option).split(",") if name.strip()]
+        for name in names:
+            if name not in known:
+                raise UserError(
+                    f"--{option}: there is no {name}; there are {', '.join(known)}.{nearest(name, known)}"
+                )
+        if not names:
+            raise UserError(f"--{option} names no {kind}")
+        chosen.append(names)
     if not 0 < options.hours <= 1000:
         raise UserError(f"--hours {options.hours:g} must be above 0 and at most 1000")
     if options.jobs < 1:
         raise UserError(f"--jobs {options.jobs} must be 1 or more")
-    return engines
+    return chosen[0], chosen[1]
 
 
-def claim(out: Path, seed: int) -> None:
-    """Notes the seed in the folder. Raises UserError where what lies there was made with another."""
+def claim(out: Path, settings: dict[str, Any]) -> None:
+    """Notes what the folder's shards follow from. Raises UserError where those in it follow from something else."""
     path = out / SETTINGS_NAME
     if path.is_file():
         try:
-            made_with = json.loads(path.read_text(encoding="utf-8"))["seed"]
+            made_with = {"texts": [*sentences.shares()], **json.loads(path.read_text(encoding="utf-8"))}
+            made_with["seed"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path} does not name a seed; it is not one of this program, take another folder"
             ) from error
-        if made_with != seed:
-            raise UserError(f"{out} was made with --seed {made_with}, not {seed}; take another folder")
+        for name, value in settings.items():
+            if made_with[name] != value:
+                raise UserError(
+                    f"{out} was made with --{name} {_words(made_with[name])}, not {_words(value)}; take another folder"
+                )
         return
     out.mkdir(parents=True, exist_ok=True)
-    write_files({path: json.dumps({"seed": seed}) + "\n"})
+    write_files({path: json.dumps(settings) + "\n"})
+
+
+def _words(value: Any) -> str:
+    return ",".join(value) if isinstance(value, list) else str(value)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -312,13 +331,13 @@ def main(arguments: list[str] | None = None) -> int:
         if options.real:
             print(make_real(options.out))
             return 0
-        engines = check(options)
+        engines, texts = check(options)
         synthesizers.use_kokoro_styles(options.kokoro_styles)
         synthesizers.require_engines(engines)
         sentences.require_text_sources()
-        claim(options.out, options.seed)
+        claim(options.out, {"seed": options.seed, "texts": texts})
         shards = plan(options.hours, engines)
-        make_all(shards, options.out, options.seed, options.jobs)
+        make_all(shards, options.out, options.seed, texts, options.jobs)
         text = report(options.out, shards)
         write_files({options.out / "table.txt": text + "\n"})
         print(text)

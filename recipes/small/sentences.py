@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import random
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,14 +154,15 @@ class TextSource:
 
 
 TEXT_SOURCES = (
-    TextSource("wordnet", 0.30, "WordNet 3.0 licence", "apt-get install wordnet-base",
+    TextSource("wordnet", 0.27, "WordNet 3.0 licence", "apt-get install wordnet-base",
                lambda: (WORDNET / "data.noun").is_file(), wordnet_examples),
-    TextSource("fortunes", 0.22, "quotations collected by the BSD fortune program", "apt-get install fortunes",
+    TextSource("fortunes", 0.19, "quotations collected by the BSD fortune program", "apt-get install fortunes",
                lambda: (FORTUNES / "literature").is_file(), fortunes),
     TextSource("bible", 0.06, "public domain", "apt-get install bible-kjv",
                lambda: shutil.which("bible") is not None, bible_verses),
 )  # fmt: skip
-GRAMMAR_SHARES = {"prompts": 0.22, "commands": 0.08, "facts": 0.12}
+GRAMMAR_SHARES = {"prompts": 0.20, "commands": 0.08, "facts": 0.10}
+WORDS_SHARE = 0.10  # a model that heard sentences alone takes "yankee" for the end of one
 JOINED_SHARE = 0.4  # of the sentences of a text source that are followed by another of it, for longer clips
 
 
@@ -183,15 +186,47 @@ def pools(name: str) -> dict[str, tuple[str, ...]]:
     return {split: tuple(texts) for split, texts in found.items()}
 
 
-def draw(split: str, rng: random.Random) -> str:
+@functools.cache
+def vocabulary() -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """The words of all sentences that occur twice at least, and weights: the root of how often, added up."""
+    counts = Counter(
+        word
+        for source in TEXT_SOURCES
+        for texts in pools(source.name).values()
+        for text in texts
+        for word in re.findall(r"\b(?<!')[a-z]+(?:'[a-z]+)?\b", text[0].lower() + text[1:])
+    )
+    words = tuple(sorted(word for word, count in counts.items() if count > 1))
+    return words, tuple(itertools.accumulate(counts[word] ** 0.5 for word in words))
+
+
+def few_words(rng: random.Random) -> str:
+    """One to three words: of the grammar, of the vocabulary, or out of the middle of a sentence."""
+    if rng.random() < 0.5:
+        return make_sentence("words", rng)
+    if rng.random() < 0.6:
+        words, weights = vocabulary()
+        (text,) = rng.choices(words, cum_weights=weights)
+    else:
+        sentence = rng.choice(pools(rng.choice(TEXT_SOURCES).name)["train"]).split()
+        length = rng.choice((2, 3))
+        first = rng.randrange(max(len(sentence) - length, 0) + 1)
+        text = " ".join(sentence[first : first + length]).strip(",;:.?!")
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def shares() -> dict[str, float]:
+    """Kind of text -> how large a share of all utterances it is."""
+    return {**{source.name: source.share for source in TEXT_SOURCES}, **GRAMMAR_SHARES, "words": WORDS_SHARE}
+
+
+def draw(split: str, rng: random.Random, kinds: Sequence[str]) -> str:
     """One utterance for `split`: a sentence of a source or of the grammar, now and then two in a row."""
-    shares = {source.name: source.share for source in TEXT_SOURCES} | GRAMMAR_SHARES
-    (kind,) = rng.choices(list(shares), list(shares.values()))
-    if kind in GRAMMAR_SHARES:
-        while True:
-            text = make_sentence(kind, rng)
-            if split_of(text) == split and len(text) <= LONGEST_CHARACTERS:
-                return text
+    (kind,) = rng.choices(kinds, [shares()[kind] for kind in kinds])
+    while kind not in {source.name for source in TEXT_SOURCES}:
+        text = few_words(rng) if kind == "words" else make_sentence(kind, rng)
+        if split_of(text) == split and len(text) <= LONGEST_CHARACTERS:
+            return text
     sentences = pools(kind)[split]
     text = rng.choice(sentences)
     while rng.random() < JOINED_SHARE:

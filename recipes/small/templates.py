@@ -124,6 +124,7 @@ SPOKEN: dict[str, Callable[[random.Random], str]] = {
     "date": date_words,
     "money": money_words,
     "ordinal": lambda rng: ordinal_words(rng.randrange(1, 32)),
+    "letter": lambda rng: rng.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ"),
     "letters": lambda rng: " ".join(rng.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ") for _ in range(rng.randrange(3, 7))),
     "decimal": lambda rng: f"{number_words(rng.randrange(0, 100))} point {digits(rng, 1, 3)}",
 }  # fmt: skip
@@ -142,7 +143,7 @@ RULES = read_grammar(Path(__file__).with_name("grammar.txt").read_text(encoding=
 
 
 def make_sentence(kind: str, rng: random.Random) -> str:
-    """One utterance of `prompts`, `commands` or `facts`, with capital letters and full stops."""
+    """One utterance of `prompts`, `commands`, `facts` or `words`, with capital letters and full stops."""
     text = _expand(f"{{start_{kind}}}", rng)
     return re.sub(r"(^|[.?!] )([a-z])", lambda match: match[1] + match[2].upper(), text)
 

@@ -136,6 +136,15 @@ def test_another_seed_says_other_things_and_wants_another_folder(tones, tmp_path
     assert rows_of(tmp_path / "a/dev")[0]["text"] != rows_of(tmp_path / "b/dev")[0]["text"]
     assert run(tmp_path / "a", "--seed", "1") == 2
     assert "was made with --seed 0, not 1" in capsys.readouterr().err
+    assert run(tmp_path / "a", "--texts", "words") == 2
+    assert "not words; take another folder" in capsys.readouterr().err
+
+
+def test_words_alone(tones, tmp_path) -> None:
+    assert run(tmp_path, "--texts", "words") == 0
+    texts = [row["text"] for row in rows_of(tmp_path)]
+    assert len(set(texts)) > len(texts) / 2
+    assert sum(len(text.split()) <= 3 for text in texts) > 0.8 * len(texts)  # numbers may be longer
 
 
 @pytest.mark.parametrize(
@@ -143,6 +152,8 @@ def test_another_seed_says_other_things_and_wants_another_folder(tones, tmp_path
     [
         (["--engines", "kokora"], 'there is no kokora; .* Did you mean "kokoro"'),
         (["--engines", ","], "names no engine"),
+        (["--texts", "word"], 'there is no word; .* Did you mean "words"'),
+        (["--texts", ""], "names no kind of text"),
         (["--hours", "0"], "--hours 0 must be above 0"),
         (["--hours", "nan"], "--hours nan must be above 0"),
         (["--jobs", "0"], "--jobs 0 must be 1 or more"),
@@ -265,8 +276,7 @@ def test_espeak_speaks_a_shard(tones, monkeypatch, tmp_path) -> None:
     text = "Please enter your password, followed by the pound key."
     source = sentences.TextSource("made up", 1.0, "none", "none", lambda: True, lambda: iter([text]))
     monkeypatch.setattr(sentences, "TEXT_SOURCES", (source,))
-    monkeypatch.setattr(sentences, "GRAMMAR_SHARES", {})
-    make_speech.make_shard(Shard("espeak", sentences.split_of(text), 0, 8.0), tmp_path, 0)
+    make_speech.make_shard(Shard("espeak", sentences.split_of(text), 0, 8.0), tmp_path, 0, ["made up"])
     rows = rows_of(tmp_path)
     assert sum(row["seconds"] for row in rows) >= 8.0
     assert all(2.0 < row["seconds"] / row["text"].count("password") < 6.0 for row in rows)
