@@ -6,7 +6,6 @@ Ctrl-C; 141 nobody reads the output any more; 1 a defect of ours.
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 
 import tiny_audio
 from tiny_audio.errors import UserError, nearest
+from tiny_audio.files import is_disk_full
 
 PROGRAM = "tiny-audio"
 USER_ERROR, DEFECT, INTERRUPTED, BROKEN_PIPE = 2, 1, 130, 141
@@ -182,7 +182,7 @@ def describe(error: Exception) -> tuple[str, int]:
     format_message = getattr(error, "format_message", None)
     if format_message is not None:  # a mistake in the arguments, found by Typer's parser
         return _describe_usage_error(error, format_message()), USER_ERROR
-    if _is_disk_full(error):
+    if is_disk_full(error):
         place = getattr(error, "filename", None)
         return (
             f"No space left on the disk{f' for {place}' if place else ''}. Free some, or write elsewhere.",
@@ -215,11 +215,6 @@ def _describe_os_error(error: OSError) -> str:
     if error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return _one_line(error)
-
-
-def _is_disk_full(error: Exception) -> bool:
-    """Also where a library (safetensors, torch) has wrapped the system's error in one of its own."""
-    return getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error)
 
 
 def _is_raised_by_us(error: Exception) -> bool:

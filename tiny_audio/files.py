@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+
+from tiny_audio.errors import UserError
 
 CACHE_VARIABLE = "TINY_AUDIO_CACHE"
 MODELS_VARIABLE = "TINY_AUDIO_MODELS"  # a folder of models for machines without a hub: OWNER/NAME below it
@@ -52,6 +57,59 @@ def write_folder(folder: Path, contents: Mapping[str, str | bytes]) -> None:
         if error.filename is None:  # a full disk does not say where it was noticed
             error.filename = str(folder)
         raise
+
+
+@contextmanager
+def replace_folder(target: Path, advice: str) -> Iterator[Path]:
+    """A new folder to fill, flushed to the disk and put in the place of `target` when the block is done.
+
+    After an error nothing is left of it and `target` is as it was. Raises UserError, which ends with `advice`, where
+    the disk was full.
+    """
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        for file in partial.rglob("*"):
+            if file.is_file():
+                flush(file)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(partial, target)
+    except Exception as error:  # libraries have errors of their own for a full disk
+        shutil.rmtree(partial, ignore_errors=True)
+        if is_disk_full(error):
+            raise UserError(f"no space left for {target}: {advice}") from error
+        raise
+
+
+def check_space(folder: Path, num_bytes: float, what: str, advice: str) -> None:
+    """Raises UserError, which begins with `what` and ends with `advice`, where `folder` has no room for so much."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if num_bytes > free:
+        raise UserError(
+            f"{what}: {size_in_words(num_bytes)} are needed and {size_in_words(free)} are free; {advice}"
+        )
+
+
+def size_in_words(num_bytes: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} GB"
+
+
+def flush(file: Path) -> None:
+    """Forces a written file onto the disk, so that a rename never points at bytes that are not there yet."""
+    with file.open("rb+") as handle:
+        os.fsync(handle.fileno())
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Also where a library, such as safetensors, has wrapped the system's error in one of its own."""
+    return getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error)
 
 
 def cache_folder() -> Path:

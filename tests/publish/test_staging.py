@@ -28,7 +28,6 @@ from tiny_audio.publish.staging import (
     check_bases,
     check_nothing_private,
     read_architecture,
-    size_in_words,
     stage_code,
     stage_weights,
 )
@@ -200,12 +199,3 @@ def test_requirements_are_all_that_the_code_imports() -> None:
                 imported.add(str(node.module).split(".")[0])
     foreign = imported - set(sys.stdlib_module_names)
     assert foreign - {"safetensors"} == named, "transformers brings safetensors along"
-
-
-def test_sizes_in_words() -> None:
-    assert [size_in_words(size) for size in (0, 999, 9_120_000, 16_000_000_000)] == [
-        "0 B",
-        "999 B",
-        "9.1 MB",
-        "16.0 GB",
-    ]

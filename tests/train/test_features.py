@@ -207,8 +207,8 @@ def test_a_full_disk_keeps_finished_shards(configured: Any, monkeypatch: pytest.
 def test_no_room_is_said_before_anything_is_computed(
     configured: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
-    with pytest.raises(UserError, match=r"MB are needed and 0.0 MB are free"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(UserError, match=r"kB are needed and 1 B are free"):
         cache(configured())
     assert not Path(configured().data.features_cache).exists()
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +32,8 @@ from tiny_audio.train.loop import Trainer
 from tiny_audio.train.optimizer import build_optimizer, learning_rate_factor
 from tiny_audio.train.records import draw_loss, read_metrics
 from tiny_audio.train.run import run
+
+FULL_DISK = Path("/dev/full")
 
 GOLDEN_NANO_LOSSES = [12.599, 5.67, 8.915, 5.615, 7.486]  # ctc of the first step, then (lm, ctc) of two
 
@@ -234,23 +236,33 @@ def test_a_batch_that_does_not_fit_into_memory_is_taken_in_parts(
         train(0)
 
 
+@pytest.mark.skipif(not FULL_DISK.exists(), reason="this system has no file that is always full")
 def test_a_full_disk_keeps_the_last_checkpoint_whole(
     speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stock = checkpoints.save_file
-    calls: list[int] = []
 
-    def no_space(*arguments: Any, **named: Any) -> None:
-        calls.append(1)
-        if len(calls) == 2:
-            raise OSError(errno.ENOSPC, "No space left on device")
+    def fill_disk(*arguments: Any, **named: Any) -> None:
         stock(*arguments, **named)
+        if list_checkpoints(tmp_path / "run/checkpoints"):
+            monkeypatch.setattr(checkpoints, "OPTIMIZER_FILE", str(FULL_DISK))
 
-    monkeypatch.setattr(checkpoints, "save_file", no_space)
-    with pytest.raises(UserError, match="no space left"):
+    monkeypatch.setattr(checkpoints, "save_file", fill_disk)
+    with pytest.raises(UserError, match=r"no space left .* training\.resume=true"):
         run(settings(speech, tmp_path / "run"))
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-2"]
     assert weights(tmp_path / "run/checkpoints/step-2")
+
+
+def test_no_room_is_said_before_the_first_step(
+    speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(
+        UserError, match=r"are needed and 1 B are free; free some, or name another output_dir"
+    ):
+        run(settings(speech, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_only_the_last_checkpoints_are_kept(speech: Path, tmp_path: Path) -> None:

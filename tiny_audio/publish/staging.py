@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from tiny_audio.errors import UserError
-from tiny_audio.files import MODELS_VARIABLE, write_files
+from tiny_audio.files import MODELS_VARIABLE, size_in_words, write_files
 from tiny_audio.hub.asr_checkpoint import WEIGHTS_FILE, copy_code, load_model, merge, read_config
 from tiny_audio.hub.asr_config import TinyAudioConfig
 from tiny_audio.publish.card import render_card, render_licence
@@ -222,11 +222,3 @@ def describe_folder(folder: Path) -> str:
     lines = [f"  {size_in_words(file.stat().st_size):>9}  {file.name}" for file in files]
     total = size_in_words(sum(file.stat().st_size for file in files))
     return "\n".join([*lines, f"  {total:>9}  in {len(files)} files"])
-
-
-def size_in_words(num_bytes: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} GB"

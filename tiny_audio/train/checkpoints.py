@@ -7,9 +7,7 @@ and `state.json` (step, place in the data, random states).
 from __future__ import annotations
 
 import base64
-import errno
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from tiny_audio.errors import UserError
+from tiny_audio.files import check_space, replace_folder
 from tiny_audio.hub.asr_checkpoint import WEIGHTS_FILE, load_own_state_dict, own_state_dict
 
 OPTIMIZER_FILE = "optimizer.pt"
@@ -53,39 +52,29 @@ def save_checkpoint(
         UserError: the disk is full; what was there before is untouched and nothing half-written stays.
     """
     target = folder / f"{PREFIX}{progress.step}"
-    partial = folder / f".{target.name}.partial"
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    with replace_folder(target, "free some, then go on with training.resume=true") as partial:
         state = {name: weight.contiguous() for name, weight in own_state_dict(model).items()}
         if model.config.tie_word_embeddings:
             state.pop("lm_head.weight", None)
         save_file(state, partial / WEIGHTS_FILE)
-        torch.save(optimizer.state_dict(), partial / OPTIMIZER_FILE)
+        with (partial / OPTIMIZER_FILE).open("wb") as file:  # torch's own does not say that the disk is full
+            torch.save(optimizer.state_dict(), file)
         (partial / STATE_FILE).write_text(
             json.dumps({**asdict(progress), **_random_states()}), encoding="utf-8"
         )
-        for file in partial.iterdir():
-            flush(file)
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(partial, target)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if error.errno == errno.ENOSPC:
-            raise UserError(
-                f"no space left for the checkpoint {target}: free some, then go on with training.resume=true"
-            ) from error
-        raise
     for old in list_checkpoints(folder)[:-keep] if keep else []:
         shutil.rmtree(old, ignore_errors=True)
     return target
 
 
-def flush(file: Path) -> None:
-    """Forces a written file onto the disk, so that a rename never points at bytes that are not there yet."""
-    with file.open("rb+") as handle:
-        os.fsync(handle.fileno())
+def check_room(folder: Path, model: PreTrainedModel) -> None:
+    """Raises UserError where `folder` has no room for a first checkpoint, a second one beside it, and the model."""
+    weights = sum(tensor.nbytes for tensor in own_state_dict(model).values())
+    moment = sum(
+        parameter.nbytes for parameter in model.parameters() if parameter.requires_grad
+    )  # AdamW: two
+    advice = "free some, or name another output_dir"
+    check_space(folder, 3 * weights + 2 * moment, f"output_dir={folder}", advice)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

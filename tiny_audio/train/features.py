@@ -6,8 +6,6 @@ the augmentation and its seed. What differs in one of these lies in another fold
 
 from __future__ import annotations
 
-import errno
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +29,7 @@ from tiny_audio.data.features import FrameStore, FrameWriter, differences, file_
 from tiny_audio.data.loader import TrainData
 from tiny_audio.data.sources import open_sources
 from tiny_audio.errors import UserError
+from tiny_audio.files import check_space, is_disk_full, size_in_words
 from tiny_audio.hub.asr_checkpoint import fingerprint, pick_device
 from tiny_audio.hub.asr_encoders import encoder_geometry, encoder_output_length, encoder_width, run_encoder
 from tiny_audio.train.build import build_data, build_encoder_side, frame_seconds
@@ -116,11 +115,13 @@ def cache_features(
         note(line)
     note(
         f"{num_clips:,} of {variants * data.num_clips:,} sounds to encode, {seconds / 3600:.2f} hours: about "
-        f"{_in_words(size)} in {folder}"
+        f"{size_in_words(size)} in {folder}"
     )
     if num_clips == 0:
         return folder
-    _check_space(cache, size)
+    check_space(
+        cache, size, f"data.features_cache={cache}", "name a folder on another disk, or train without"
+    )
     encoder = Encoder(tower, mixed_precision(config.training.bf16))
     writer = FrameWriter(folder, about)
     started = time.perf_counter()
@@ -134,7 +135,7 @@ def cache_features(
         raise
     except OSError as error:
         writer.abandon_shard()
-        if error.errno == errno.ENOSPC:
+        if is_disk_full(error):
             raise UserError(
                 f"no space left for the features in {folder}: free some and run the same command, it goes on"
             ) from error
@@ -143,7 +144,7 @@ def cache_features(
         data.close()
     took = time.perf_counter() - started
     note(
-        f"wrote {_in_words(writer.bytes_written)} in {took / 60:.1f} minutes, {seconds / took:.0f} s of audio a "
+        f"wrote {size_in_words(writer.bytes_written)} in {took / 60:.1f} minutes, {seconds / took:.0f} s of audio a "
         f"second; train with data.features_cache={config.data.features_cache}"
     )
     return folder
@@ -192,16 +193,6 @@ class Encoder:
             yield clip[:length]
 
 
-def _check_space(cache: Path, size: float) -> None:
-    there = next(path for path in (cache.absolute(), *cache.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
-    if size > free:
-        raise UserError(
-            f"data.features_cache={cache}: {_in_words(size)} are needed and {_in_words(free)} are free; name a folder "
-            "on another disk, or train without"
-        )
-
-
 @contextmanager
 def _progress(total_seconds: float) -> Iterator[Callable[[float], None]]:
     """A bar with the time left on standard error; where nobody watches, a line for each tenth."""
@@ -231,7 +222,3 @@ def _progress(total_seconds: float) -> Iterator[Callable[[float], None]]:
                 )
 
         yield advance
-
-
-def _in_words(num_bytes: float) -> str:
-    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"

@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import platform
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,7 +18,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from tiny_audio.data.source import Source
 from tiny_audio.data.sources import open_source, open_sources
-from tiny_audio.errors import UserError
 from tiny_audio.evaluate.normalize import default_normalizer
 from tiny_audio.evaluate.page import audio_reader, write_page
 from tiny_audio.evaluate.providers import TinyAudioProvider
@@ -27,11 +25,11 @@ from tiny_audio.evaluate.report import write_results, write_samples
 from tiny_audio.evaluate.results import PAGE_FILE, EvalResult, metrics_record
 from tiny_audio.evaluate.runner import evaluate, sample_indices
 from tiny_audio.evaluate.scoring import evaluate_batches
-from tiny_audio.files import write_files
+from tiny_audio.files import replace_folder, write_files
 from tiny_audio.provenance import git_hash, hardware
 from tiny_audio.publish.background import BackgroundPush
 from tiny_audio.train.build import build_data, build_model
-from tiny_audio.train.checkpoints import find_checkpoint, load_checkpoint
+from tiny_audio.train.checkpoints import check_room, find_checkpoint, load_checkpoint
 from tiny_audio.train.config import config_to_yaml
 from tiny_audio.train.features import open_store
 from tiny_audio.train.listening import ListeningMonitor, listening_gap
@@ -86,6 +84,7 @@ def run(config: DictConfig) -> RunResult | None:
     if not is_main_process():
         _train_along(config, model, data, folder, checkpoint)
         return None
+    check_room(folder, model)
     previous = prepare_folder(folder, resuming=checkpoint is not None)
     write_files({folder / "config.yaml": config_to_yaml(config, provenance(model, train_sources))})
     display = TrainingDisplay(config.training.max_steps)
@@ -186,16 +185,9 @@ def _choose_window(looks: DevEvaluation) -> str:
 def save_model(model: Any, processor: Any, folder: Path) -> None:
     """Writes a loadable model folder beside its final name and renames it. Raises UserError when the disk is full."""
     disable_progress_bar()  # transformers' bar of shards written: one, in no time
-    partial = folder.with_name(f".{folder.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
+    with replace_folder(folder, "free some, then get it with training.resume=true") as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"cannot write the model to {folder}: {error.strerror or error}") from error
 
 
 class DevEvaluation:
