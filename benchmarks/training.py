@@ -5,15 +5,15 @@
 Random weights of whisper-base's and SmolLM2-135M's sizes, float32, on the CPU. A fixed mix of clips of noise
 (log-normal lengths of 7 s in the mean, 1 to 25 s), equally many a step; projector and LoRA r=16 on the decoder train.
 Candidates take turns in one process, an epoch each; a step is what the training process does with batches that workers
-have ready.
+have ready. With one thread, seconds are the processor's, to which it does not matter what else runs.
 
 (a) our training loop with every trick off, and on one by one; the losses that a trick must not change are compared;
 (b) transformers' Qwen3-ASR of the same sizes under HF's Trainer, batches grouped by length;
 (c) multiplications that ours does a second over what the machine does in one large product.
 
 Memory is the peak of bytes that PyTorch's allocator has given out, temporaries of kernels included, in the step with
-the longest clips, and the weights and the optimiser's state. It is counted, so it is the same on every run, and other
-candidates in the process do not matter; a process takes some more.
+the longest clips of 400, and the weights and the optimiser's state. It is counted, so it is the same on every run, and
+other candidates in the process do not matter; a process takes some more.
 
 `ratio` is the speed of (a) with every trick on over that with every trick off, without the feature cache.
 """
@@ -24,6 +24,7 @@ import argparse
 import os
 import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,17 +40,16 @@ from training_candidates import (
     EXACT_FROM,
     LADDER,
     OURS,
-    Clip,
     Ours,
     Stock,
     Tricks,
     clip_mix,
-    largest,
 )
 from transformers.utils import logging
 
 SAME_LOSS = 1e-4  # relative: sums over the same clips in another order, in float32
 PRODUCT_SIZE = 4096
+NUM_STEPS, CLIPS_A_STEP = 3, 8
 LM_ONLY = "ours, the language model's loss alone"
 STOCK, STOCK_OWN = "Qwen3-ASR, a prompt as long as ours", "Qwen3-ASR, its own short prompt"
 PRODUCT = "one large product"
@@ -113,11 +113,13 @@ def check_losses(sums: dict[str, dict[str, float]]) -> None:
             assert change < SAME_LOSS, f"{other!r} changes {term} by {change:.1e}"
 
 
-def measure(sizes: Sizes, clips: list[Clip], clips_a_step: int, rounds: int, folder: Path) -> dict[str, Any]:
+def measure(sizes: Sizes, num_steps: int, clips_a_step: int, rounds: int, folder: Path) -> dict[str, Any]:
     """All tables, and what goes into the result."""
-    ours = Ours(sizes, clips, clips_a_step, folder)
+    clips, longest = clip_mix(num_steps, clips_a_step)
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    ours = Ours(sizes, clips_a_step, folder)
     stocks = {
-        name: Stock(sizes, clips, clips_a_step, ours.num_trained, own_prompt, folder)
+        name: Stock(sizes, clips_a_step, ours.num_trained, own_prompt, folder, clock)
         for name, own_prompt in ((STOCK, False), (STOCK_OWN, True))
     }
     audio_seconds = sum(clip.seconds for clip in clips)
@@ -133,20 +135,25 @@ def measure(sizes: Sizes, clips: list[Clip], clips_a_step: int, rounds: int, fol
         return run
 
     def stock_epoch(name: str, stock: Stock) -> Callable[[], None]:
-        return lambda: inside_steps[name].append(stock.train(stock.items))
+        items = [stock.item(clip) for clip in clips]
+        return lambda: inside_steps[name].append(stock.train(items))
 
-    ours.train(ours.steps(LADDER[OURS])[:1], LADDER[OURS])  # makes the optimiser's state
-    for name, tricks in (LADDER | {LM_ONLY: LADDER[OURS]}).items():
-        steps, lm_only = ours.steps(tricks), name == LM_ONLY
-        epochs[name] = our_epoch(name, steps, tricks, lm_only)
-        longest = largest(steps)
-        memory[name] = fixed_bytes(ours) + peak_bytes(lambda: ours.train(longest, tricks, lm_only))  # noqa: B023
+    candidates = LADDER | {LM_ONLY: LADDER[OURS]}
+    ours.hear(longest)
+    ours.train(ours.steps(LADDER[OURS]), LADDER[OURS])  # makes the optimiser's state
+    for name, tricks in candidates.items():
+        steps = ours.steps(tricks)
+        memory[name] = fixed_bytes(ours) + peak_bytes(our_epoch(name, steps, tricks, name == LM_ONLY))
+    ours.hear(clips)
+    for name, tricks in candidates.items():
+        epochs[name] = our_epoch(name, ours.steps(tricks), tricks, name == LM_ONLY)
     for name, stock in stocks.items():
+        items = [stock.item(clip) for clip in longest]
+        memory[name] = fixed_bytes(stock) + peak_bytes(lambda: stock.train(items))  # noqa: B023
         epochs[name] = stock_epoch(name, stock)
-        memory[name] = fixed_bytes(stock) + peak_bytes(lambda: stock.train(stock.longest))  # noqa: B023
     flops = count_flops(epochs[OURS])
     square = torch.rand(PRODUCT_SIZE, PRODUCT_SIZE)
-    timings = take_turns({PRODUCT: lambda: square @ square, **epochs}, rounds, warm=False)
+    timings = take_turns({PRODUCT: lambda: square @ square, **epochs}, rounds, warm=False, clock=clock)
     for name, seconds in inside_steps.items():
         timings[name] = seconds
     check_losses(sums)
@@ -216,7 +223,7 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="tiny models")
     parser.add_argument("--threads", type=int, help="of torch; default: its own choice (1 on a busy machine)")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1)
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -224,8 +231,8 @@ def main() -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own words
     logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as folder:
-        clips = clip_mix(24)
-        result = measure(TINY if arguments.quick else FULL, clips, 8, arguments.rounds, Path(folder))
+        sizes = TINY if arguments.quick else FULL
+        result = measure(sizes, NUM_STEPS, CLIPS_A_STEP, arguments.rounds, Path(folder))
     write_result("training", result, arguments.quick)
 
 

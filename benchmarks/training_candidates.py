@@ -9,9 +9,7 @@ Legend: B batch, L feature frames, F encoder frames, T decoder positions, D_e en
 from __future__ import annotations
 
 import math
-import statistics
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +36,7 @@ from tiny_audio.train.loop import Trainer
 
 MEAN_SECONDS, SHORTEST_SECONDS, LONGEST_SECONDS = 7.0, 1.0, 25.0
 SPREAD = 0.7  # of the logarithm of the lengths
+STEPS_SORTED = 50  # HF's Trainer sorts the clips of so many batches by length at a time
 CHARACTERS_PER_SECOND = 14  # of English speech: what the alignment head is to hear
 PASS_SECONDS = (
     60.0  # of sound that ours takes through the model at once; a step is as many passes as it needs
@@ -86,29 +85,26 @@ class Clip:
         return len(self.waveform) / SAMPLING_RATE
 
 
-def clip_mix(count: int, seed: int = 0) -> list[Clip]:
-    """Clips with log-normal lengths: one from each of `count` equal shares of them, in random order.
+def clip_mix(num_steps: int, clips_a_step: int, seed: int = 0) -> tuple[list[Clip], list[Clip]]:
+    """The clips of some steps in random order, and those of the step with the longest clips.
 
-    So few clips have the mix of many.
+    As many lengths are drawn as HF's Trainer sorts at a time, and cut by length into steps; the steps taken are evenly
+    spaced among them. So few clips are padded as little as many would be.
     """
     draw = np.random.default_rng(seed)
-    shares = (draw.permutation(count) + draw.random(count)) / count
-    lengths = statistics.NormalDist(math.log(MEAN_SECONDS) - SPREAD**2 / 2, SPREAD)
-    seconds = np.clip(
-        [math.exp(lengths.inv_cdf(share)) for share in shares], SHORTEST_SECONDS, LONGEST_SECONDS
-    )
+    lengths = draw.lognormal(math.log(MEAN_SECONDS) - SPREAD**2 / 2, SPREAD, STEPS_SORTED * clips_a_step)
+    steps = np.clip(np.sort(lengths), SHORTEST_SECONDS, LONGEST_SECONDS).reshape(STEPS_SORTED, clips_a_step)
+    taken = steps[((np.arange(num_steps) + 0.5) / num_steps * STEPS_SORTED).astype(int)]
 
     def letters(number: int) -> str:
         return "".join(draw.choice(list("abcdefghijklmnopqrstuvwxyz"), number))
 
-    return [
-        Clip(
-            sound(length, number),
-            letters(new_tokens_for(length)),
-            letters(round(CHARACTERS_PER_SECOND * length)),
-        )
-        for number, length in enumerate(seconds.tolist())
-    ]
+    def clip(seconds: float) -> Clip:
+        text, characters = new_tokens_for(seconds), round(CHARACTERS_PER_SECOND * seconds)
+        return Clip(sound(seconds, characters), letters(text), letters(characters))
+
+    mix, longest = draw.permutation(taken.ravel()), steps[-1]
+    return [clip(seconds) for seconds in mix.tolist()], [clip(seconds) for seconds in longest.tolist()]
 
 
 def plan_steps(clips: Sequence[Clip], clips_a_step: int, tricks: Tricks) -> list[list[list[int]]]:
@@ -171,8 +167,8 @@ class Ours:
         folder: for what a loop writes beside training.
     """
 
-    def __init__(self, sizes: Sizes, clips: Sequence[Clip], clips_a_step: int, folder: Path):
-        self.clips, self.clips_a_step = clips, clips_a_step
+    def __init__(self, sizes: Sizes, clips_a_step: int, folder: Path):
+        self.clips_a_step = clips_a_step
         self.model, self.processor = our_model(sizes, decoder_lora=LORA, embedding_ctc=True)
         freeze(self.model, freeze_encoder=True, freeze_decoder=True)
         self.model.__class__ = WithoutTricks
@@ -188,6 +184,10 @@ class Ours:
         self.lm_config = compose_config([*overrides, "ctc.weight=0", "ctc.embedding_weight=0"])
         self.trainer = Trainer(self.config, self.model, None, folder, report=lambda line: None)
         self.trainer.model.train()
+
+    def hear(self, clips: Sequence[Clip]) -> None:
+        """Gets `clips` ready for `steps`."""
+        self.clips = clips
         examples = [self._example(clip, clip.waveform) for clip in clips]
         padded = [
             self._example(
@@ -250,21 +250,17 @@ class Ours:
         return {name: float(total) for name, total in self.trainer._totals.items() if name.endswith("_sum")}
 
 
-def largest(steps: list[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
-    """The step with the most decoder positions in one pass, as a list of steps."""
-    return [max(steps, key=lambda batches: max(batch["labels"].numel() for batch in batches))]
-
-
 class StepClock(TrainerCallback):
     """Adds up the seconds that HF's Trainer spends inside steps: not those of its setting up, nor of collating."""
 
-    seconds = started = 0.0
+    def __init__(self, clock: Callable[[], float]):
+        self.clock, self.seconds = clock, 0.0
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.started = time.perf_counter()
+        self.seconds -= self.clock()
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.seconds += time.perf_counter() - self.started
+        self.seconds += self.clock()
 
 
 class Stock:
@@ -281,11 +277,11 @@ class Stock:
     def __init__(
         self,
         sizes: Sizes,
-        clips: Sequence[Clip],
         clips_a_step: int,
         num_trained: int,
         own_prompt: bool,
         folder: Path,
+        clock: Callable[[], float],
     ):
         self.model, processor = stock_model(sizes)
         self.model.requires_grad_(False)
@@ -298,10 +294,8 @@ class Stock:
         projector.linear_1 = torch.nn.Linear(width_in, hidden)
         projector.linear_2 = torch.nn.Linear(hidden, width_out)
         self.model.config.text_config.use_cache = False
-        self.pad_token_id = processor.tokenizer.pad_token_id
-        self.items = [self._item(processor, clip, stock_prompt(own_prompt)) for clip in clips]
-        self.longest = sorted(self.items, key=lambda item: len(item["input_ids"]))[-clips_a_step:]
-        self.clock = StepClock()
+        self.processor, self.prompt = processor, stock_prompt(own_prompt)
+        self.clock = StepClock(clock)
         self.trainer = StockTrainer(
             self.model,
             TrainingArguments(
@@ -318,7 +312,7 @@ class Stock:
                 report_to="none",
                 disable_tqdm=True,
             ),
-            train_dataset=self.items,
+            train_dataset=[],
             data_collator=self._collate,
             callbacks=[self.clock],
         )
@@ -328,9 +322,10 @@ class Stock:
     def num_trained(self) -> int:
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
-    def _item(self, processor: Any, clip: Clip, prompt: str) -> dict[str, Any]:
-        end = processor.tokenizer.eos_token
-        inputs = processor(text=[prompt + clip.text + end], audio=[clip.waveform])
+    def item(self, clip: Clip) -> dict[str, Any]:
+        """A clip as the model's own processor makes it."""
+        text = self.prompt + clip.text + self.processor.tokenizer.eos_token
+        inputs = self.processor(text=[text], audio=[clip.waveform])
         ids = inputs["input_ids"][0]
         labels = ids.clone()
         labels[: -len(clip.text) - 1] = IGNORE_LABEL
@@ -349,7 +344,7 @@ class Stock:
         return {
             "input_features": features.transpose(1, 2).contiguous(),
             "input_features_mask": pad("input_features_mask", 0),
-            "input_ids": pad("input_ids", self.pad_token_id),
+            "input_ids": pad("input_ids", self.processor.tokenizer.pad_token_id),
             "attention_mask": pad_sequence([torch.ones_like(item["input_ids"]) for item in items], True, 0),
             "labels": pad("labels", IGNORE_LABEL),
         }
