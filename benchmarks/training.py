@@ -210,11 +210,11 @@ def report(result: dict[str, Any], timings: Any) -> None:
         ("", "seconds of sound a second", "x step", "x in all", "peak GB"),
         rows,
     )
-    rows = [
+    aims = [
         (aim, f"{result[aim]:.2f}", f"{'at most' if aim == 'memory_ratio' else 'at least'} {value:g}")
         for aim, value in AIMS.items()
     ]
-    print_table("(c) and the aims", ("", "measured", "aim"), rows)
+    print_table("(c) and the aims", ("", "measured", "aim"), aims)
 
 
 def main() -> None:
