@@ -207,11 +207,12 @@ def test_what_was_found_is_remembered_for_runs_that_are_alike(
         other, notes = settle(config_of(talk, tmp_path / "third", *SHORT, another))
         assert "trying what fits" in notes[0] and other != found, another
     assert len(list(cache.iterdir())) == 7
-    for content in ("{", "[]", '{"budgets": []}', "\0\xff"):
+    others = {"budgets": [{"longest_seconds": 3, "batch_seconds": 9, "peak_bytes": 0}]}
+    for content in ("{", "[]", '{"budgets": []}', "\0\xff", json.dumps(others)):
         for file in cache.iterdir():
             file.write_text(content, encoding="latin-1")
         again, notes = settle(config_of(talk, tmp_path / "fourth", *SHORT))
-        assert "cannot be read" in notes[0] and "trying what fits" in notes[1] and again != found
+        assert "tried out again" in notes[0] and "trying what fits" in notes[1] and again != found
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing_but_time(

@@ -110,7 +110,7 @@ def _by_trying(trainer: Trainer, processor: TinyAudioProcessor, note: Note) -> l
     buckets = trainer.data.length_buckets()
     cache = cache_folder() / "batch_budgets" / f"{_key(trainer, processor, buckets)}.json"
     started = time.perf_counter()
-    own = remembered = _remembered(cache, note)
+    own = remembered = _remembered(cache, buckets, note)
     if own is None:
         name, memory = _device(device)
         note(f"{KEY}: trying what fits into {name}{f', {memory / 1e9:.0f} GB' * (memory > 0)}")
@@ -140,9 +140,11 @@ def _by_trying(trainer: Trainer, processor: TinyAudioProcessor, note: Note) -> l
     return agreed
 
 
-def _remembered(cache: Path, note: Note) -> list[Budget] | None:
+def _remembered(cache: Path, buckets: Sequence[LengthBucket], note: Note) -> list[Budget] | None:
     try:
         budgets = read_budgets(cache)
+        if [budget.longest_seconds for budget in budgets] != [bucket.longest_seconds for bucket in buckets]:
+            raise ValueError(f"{cache} is about clips of other lengths")
     except FileNotFoundError:
         return None
     except ValueError as error:
