@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiny_audio.data.batching import EpochPlan, plan_epoch
+from tiny_audio.data.batching import Budget, EpochPlan, LengthBucket, dense_texts, plan_epoch
 
 lengths = st.lists(st.floats(0.01, 40.0), max_size=120)
 
@@ -125,3 +125,40 @@ def test_short_first_goes_from_short_to_long_with_the_same_batches() -> None:
     longest = [max(seconds[row] for row in batch) for batch in ordered]
     assert all(later > 0.9 * earlier for earlier, later in pairwise(longest))
     assert longest[-1] > 4 * longest[0]
+
+
+def test_each_length_has_its_own_budget() -> None:
+    seconds = speech_lengths(2000)
+    budgets = [Budget(2.0, 20.0), Budget(5.0, 60.0), Budget(20.0, 40.0)]
+    batches = plan(seconds, batch_seconds=budgets, max_clips=100)
+    assert sorted(row for batch in batches for row in batch) == list(range(2000))
+    fullest = dict.fromkeys((2.0, 5.0, 20.0), 0.0)
+    for batch in batches:
+        longest = float(seconds[batch].max())
+        bound = next(
+            (bound for bound in fullest if longest <= bound), 20.0
+        )  # the last holds beyond its length
+        if len(batch) > 1:
+            fullest[bound] = max(fullest[bound], longest * len(batch))
+    for budget in budgets:
+        assert 0.8 * budget.batch_seconds < fullest[budget.longest_seconds] <= budget.batch_seconds
+    # One budget for all lengths is the plain number.
+    assert list(plan(seconds, batch_seconds=[Budget(1.0, 60.0)])) == list(plan(seconds, batch_seconds=60.0))
+    assert list(plan(seconds, batch_seconds=[Budget(3.0, 60.0), Budget(9.0, 60.0)])) == list(plan(seconds))
+
+
+def test_dense_texts_of_the_lengths_that_are_there() -> None:
+    seconds = np.concatenate([np.linspace(0.2, 0.9, 50), np.linspace(5.0, 8.0, 3000), [21.0]])
+    tokens = 3.0 * seconds
+    tokens[[10, 70, 80, 90, 100]] *= 2, 9, 8, 7, 6  # two of 3000 lie above the quantile
+    buckets = dense_texts(seconds, tokens, 20.0)
+    assert [round(bound, 2) for bound, _ in buckets] == [1.17, 5.93, 8.89, 20.0]
+    assert [row for _, row in buckets][::3] == [10, 3050]
+    assert dense_texts(seconds[50:3050], tokens[50:3050], 0.5) == [(0.5, 40)]
+
+
+def test_a_dense_text_is_repeated_or_cut() -> None:
+    bucket = LengthBucket(6.0, "so it is", 2.0)
+    assert bucket.text_of(6.0) == "so it is so it is so it "
+    assert bucket.text_of(1.0) == "so i" and bucket.shortest_seconds == 4.0
+    assert LengthBucket(6.0, "", 2.0).text_of(6.0).strip() == ""

@@ -93,6 +93,8 @@ def test_recipes_say_what_the_design_says() -> None:
         ("++training.max_steps=7", "training.max_steps", 7),
         ("training.bf16=false", "training.bf16", False),
         ("training.bf16=auto", "training.bf16", "auto"),
+        ("training.batch_seconds=auto", "training.batch_seconds", "auto"),
+        ("training.batch_seconds=12", "training.batch_seconds", 12),
         (
             "training.resume=outputs/a run/checkpoints/step-5",
             "training.resume",
@@ -151,6 +153,14 @@ MISTAKES = [
     ("training.encoder_learning_rate=x", "expected a number or null"),
     ("training.max_steps=1.5", "training.max_steps=1.5: expected a whole number"),
     ("training.max_steps=null", "training.max_steps=null: expected a whole number"),
+    (
+        "training.batch_seconds=atuo",
+        'training.batch_seconds=atuo: expected a number or auto. Did you mean "auto"?',
+    ),
+    ("training.batch_seconds=0", "training.batch_seconds=0: expected more than 0"),
+    ("training.batch_seconds=null", "training.batch_seconds=null: expected a number or auto"),
+    ("training.batch_seconds=true", "training.batch_seconds=true: expected a number or auto"),
+    ("training.batch_seconds=[9]", "expected a number or auto"),
     ("training.bf16=1", "expected one of auto, true, false"),
     ("training.tracker=wanb", 'Did you mean "wandb"?'),
     ("training.resume=3", "expected true, false or the path of a checkpoint"),

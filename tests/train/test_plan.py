@@ -170,6 +170,11 @@ def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
         "2026-",
     ):
         assert words in output
+    tried = ["+experiments=projector_only", "training.batch_seconds=auto"]
+    assert main(["plan", *tried, "--clip-seconds", "5"]) == 0
+    output = capsys.readouterr().out
+    assert "at most 64 clips of 5 s" in " ".join(output.split()) and "lower it" not in output
+    assert "320 s" in output  # which is what they hold on the largest GPU
     assert main(["plan", "+experiments=stage1", "training.max_step=3"]) == 2
     assert "training.max_steps" in capsys.readouterr().err
 

@@ -12,6 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.train.short_runs import settings
+from tiny_audio.train.batch_budget import BUDGETS_FILE, read_budgets
 from tiny_audio.train.records import read_metrics
 from tiny_audio.train.run import run
 
@@ -57,6 +58,39 @@ def train(
 
 def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
+
+
+# Out of memory: the first process with more than 600 frames in a batch, the second one with half as many.
+SCRIPT_WITH_LIMITS = (
+    """
+import os, torch
+from tiny_audio.hub.asr_modeling import TinyAudioForConditionalGeneration
+from tiny_audio.train import batch_budget
+stock = TinyAudioForConditionalGeneration.forward
+most = 300 if os.environ.get("RANK", "1") == "1" else 600
+def forward(self, *arguments, **named):
+    if self.training and named["input_features_mask"].numel() > most:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    return stock(self, *arguments, **named)
+TinyAudioForConditionalGeneration.forward = forward
+batch_budget.says_no = lambda device: True
+"""
+    + SCRIPT
+)
+
+
+def test_all_processes_take_the_batches_that_the_smallest_holds(
+    speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINY_AUDIO_CACHE", str(tmp_path / "cache"))
+    auto = ("training.batch_seconds=auto", "training.max_steps=3", "training.eval_steps=100")
+    alone = train(1, speech, tmp_path / "alone", *auto, script=SCRIPT_WITH_LIMITS)
+    together = train(2, speech, tmp_path / "together", *auto, script=SCRIPT_WITH_LIMITS)
+    assert len(alone) == 3 and together == pytest.approx(alone, rel=1e-4)
+    budgets = [read_budgets(tmp_path / name / BUDGETS_FILE) for name in ("alone", "together")]
+    assert budgets[0] == budgets[1]
+    kept = sorted((tmp_path / "cache" / "batch_budgets").iterdir())
+    assert [read_budgets(file) for file in kept] == budgets
 
 
 def test_two_processes_train_as_one_and_go_on_as_one(speech: Path, tmp_path: Path) -> None:

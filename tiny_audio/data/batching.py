@@ -8,7 +8,9 @@ shards), rows are mixed inside a window of groups: reading stays local and memor
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import overload
 
 import numpy as np
@@ -22,6 +24,38 @@ WINDOW_ROWS = 16_384
 # Rows without a place of their own are cut into groups of this many to be mixed with those that have one.
 ROWS_OF_PSEUDO_GROUP = 256
 PIECE_ROWS = 65_536
+# Lengths are told apart for `training.batch_seconds=auto` by buckets: each ends at this multiple of the one before.
+BUCKET_RATIO = 1.5
+SHORTEST_BUCKET_SECONDS = 1.0
+# A text is tried that is denser than this share of a bucket's texts: a transcript of another clip may be denser still.
+DENSE_QUANTILE = 0.999
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a batch may hold whose longest row has up to `longest_seconds`, and more than those of the budget before."""
+
+    longest_seconds: float
+    batch_seconds: float
+    peak_bytes: int = 0  # of memory, when it was found; 0: not known
+
+
+@dataclass(frozen=True, slots=True)
+class LengthBucket:
+    """Rows up to `longest_seconds`, and a text that is dense for them: one of `text_seconds`, to be repeated or cut."""
+
+    longest_seconds: float
+    text: str
+    text_seconds: float
+
+    @property
+    def shortest_seconds(self) -> float:
+        return self.longest_seconds / BUCKET_RATIO
+
+    def text_of(self, seconds: float) -> str:
+        """As dense as `text`, for so many seconds."""
+        share = seconds / max(self.text_seconds, 1e-3)
+        return (f"{self.text} " * math.ceil(share))[: math.ceil(len(self.text) * share)]
 
 
 class EpochPlan(Sequence[list[int]]):
@@ -65,7 +99,7 @@ def plan_epoch(
     *,
     seed: int,
     epoch: int,
-    batch_seconds: float,
+    batch_seconds: float | Sequence[Budget],
     max_clips: int,
     groups: np.ndarray | None = None,
     window_rows: int = WINDOW_ROWS,
@@ -76,7 +110,8 @@ def plan_epoch(
     Args:
         seconds: (rows,) length of each row as the model will hear it.
         token_counts: (rows,) text tokens of each row.
-        batch_seconds: longest row x rows of a batch is at most this; a longer row is a batch by itself.
+        batch_seconds: longest row x rows of a batch is at most this; a longer row is a batch by itself. Budgets of
+            ascending `longest_seconds`: the longest row decides which of them holds, the last one for all beyond.
         max_clips: most rows of a batch.
         groups: (rows,) rows of one number lie together; negative: anywhere. None: all rows lie anywhere.
         window_rows: how many rows are mixed at a time where rows lie in groups.
@@ -90,7 +125,7 @@ def plan_epoch(
     for window in _windows(len(seconds), groups, window_rows, generator):
         order = _sort_by_length(seconds[window], token_counts[window], generator)
         rows = window[order]
-        starts = _cut(seconds[rows], batch_seconds, max_clips)
+        starts = _cut(seconds[rows], _allowed(seconds[rows], batch_seconds), max_clips)
         turns = generator.permutation(len(starts))
         ordered, sizes_of_window = _take_turns(rows, starts, np.arange(len(starts)) if short_first else turns)
         orders.append(ordered)
@@ -150,20 +185,53 @@ def _sort_by_length(
     return np.lexsort([np.where(bucket % 2 == 0, tokens, -tokens), bucket])
 
 
-def _cut(seconds: np.ndarray, batch_seconds: float, max_clips: int) -> np.ndarray:
-    """Where batches begin in a sequence of rows, each as full as its budget allows."""
+def dense_texts(
+    seconds: np.ndarray, token_counts: np.ndarray, longest_seconds: float
+) -> list[tuple[float, int]]:
+    """Buckets of lengths up to `longest_seconds`: (where it ends, a row of it with many tokens a second), ascending.
+
+    A bucket without rows is part of the next longer one; so is what is longer than the last of the longest.
+    """
+    count = max(0, int(np.log(longest_seconds / SHORTEST_BUCKET_SECONDS) / np.log(BUCKET_RATIO)))
+    bounds = longest_seconds / BUCKET_RATIO ** np.arange(count, -1, -1)
+    bucket = np.minimum(np.searchsorted(bounds, seconds), count)  # (rows,)
+    density = token_counts / np.maximum(seconds, 1e-3)
+    found = []
+    for number in np.unique(bucket).tolist():
+        rows = np.flatnonzero(bucket == number)
+        place = math.ceil(DENSE_QUANTILE * (len(rows) - 1))
+        found.append((float(bounds[number]), int(rows[np.argpartition(density[rows], place)[place]])))
+    return found
+
+
+def _allowed(seconds: np.ndarray, batch_seconds: float | Sequence[Budget]) -> np.ndarray:
+    """(rows,) the budget of a batch that each row is the longest of."""
+    if isinstance(batch_seconds, int | float):
+        return np.broadcast_to(float(batch_seconds), len(seconds))
+    bounds = [budget.longest_seconds for budget in batch_seconds]
+    numbers = np.minimum(np.searchsorted(bounds, seconds), len(bounds) - 1)
+    return np.array([budget.batch_seconds for budget in batch_seconds])[numbers]
+
+
+def _cut(seconds: np.ndarray, allowed: np.ndarray, max_clips: int) -> np.ndarray:
+    """Where batches begin in a sequence of rows, each as full as its longest row's budget allows."""
     starts = [0]
-    longest = 0.0
+    longest = budget = 0.0
     size = 0
-    # As Python's own numbers, which are fast one by one and large all at once.
-    pieces = (seconds[start : start + PIECE_ROWS].tolist() for start in range(0, len(seconds), PIECE_ROWS))
-    for row, length in enumerate(itertools.chain.from_iterable(pieces)):
-        longest = max(longest, length)
-        if size > 0 and (size >= max_clips or longest * (size + 1) > batch_seconds):
+    for row, (length, own_budget) in enumerate(zip(_numbers(seconds), _numbers(allowed), strict=True)):
+        if length > longest:
+            longest, budget = length, own_budget
+        if size > 0 and (size >= max_clips or longest * (size + 1) > budget):
             starts.append(row)
-            longest, size = length, 0
+            longest, budget, size = length, own_budget, 0
         size += 1
     return np.array(starts, dtype=np.int64)
+
+
+def _numbers(values: np.ndarray) -> Iterator[float]:
+    """Python's own numbers, which are fast one by one and large all at once."""
+    pieces = (values[start : start + PIECE_ROWS].tolist() for start in range(0, len(values), PIECE_ROWS))
+    return itertools.chain.from_iterable(pieces)
 
 
 def _take_turns(rows: np.ndarray, starts: np.ndarray, turns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from tiny_audio.data.augment import Augmentation, draw_rates
-from tiny_audio.data.batching import EpochPlan, plan_epoch
+from tiny_audio.data.batching import Budget, EpochPlan, LengthBucket, dense_texts, plan_epoch
 from tiny_audio.data.features import FrameStore, check_sizes, clip_identity
 from tiny_audio.data.reader import (
     BatchPlan,
@@ -62,7 +62,7 @@ class TrainData:
         sources: see `open_sources`.
         processor: ``TinyAudioProcessor``, or anything that keeps the `Processor` protocol.
         seed: of the order and of the augmentation.
-        batch_seconds: audio in a batch, padding included; a longer clip is a batch by itself.
+        batch_seconds: audio in a batch, padding included, or a `Budget` for each length; see `plan_epoch`.
         max_clips: most clips of a batch.
         num_workers: processes that decode and augment; 0: this one does.
         augmentation: the ``augmentation`` part of the config, or an `Augmentation`; None: none.
@@ -87,7 +87,7 @@ class TrainData:
         processor: Processor,
         *,
         seed: int,
-        batch_seconds: float,
+        batch_seconds: float | Sequence[Budget],
         max_clips: int,
         num_workers: int = 0,
         augmentation: Mapping[str, Any] | Augmentation | None = None,
@@ -177,6 +177,21 @@ class TrainData:
     def problems(self) -> list[Problem]:
         """Rows found unusable so far, by the scan or by reading them."""
         return list(self._problems.values())
+
+    def plan_by(self, batch_seconds: float | Sequence[Budget]) -> None:
+        """Sets another `batch_seconds`, for all epochs."""
+        self._batch_seconds, self._planned = batch_seconds, None
+
+    def length_buckets(self) -> list[LengthBucket]:
+        """The lengths that the first epoch has, ascending."""
+        heard, tokens = self._hear(0)
+        buckets = []
+        for longest, number in dense_texts(heard.lengths, tokens, self._max_seconds):
+            row = int(self._rows[heard.positions[number]])
+            text = heard.recipes[row].text if row in heard.recipes else self._utterance(row)[1].text
+            text = clean_transcript(text) if self._clean_text else text
+            buckets.append(LengthBucket(longest, text, float(heard.lengths[number])))
+        return buckets
 
     def num_batches(self, epoch: int) -> int:
         return len(self._plan(epoch)[1])
@@ -402,34 +417,37 @@ class TrainData:
         """(epoch, plan of numbers in what it hears, what it hears)."""
         if self._planned is None or self._planned[0] != epoch:
             self._planned = None  # there is room for one: a plan has some 50 bytes a clip
-            hearing = self._hearing(epoch)
-            positions, repeats = self._heard(epoch)
-            seconds, tokens = self._seconds[self._rows], self._tokens[self._rows]
-            recipes = self._recipes(hearing)
-            for row, recipe in recipes.items():
-                position = self._position(row)
-                seconds[position] = recipe.seconds
-                tokens[position] = self._processor.num_text_tokens(recipe.text)
-            rows, seconds, tokens = self._rows[positions], seconds[positions], tokens[positions]
-            keys = self._keys[rows]
-            if self._variants is None:  # a clip that is heard again sounds otherwise
-                keys += repeats.astype(np.uint64) * REPEAT_STRIDE
-            rates = np.stack(
-                draw_rates(self._augmentation, self._seed, hearing, keys, seconds, self._max_seconds), axis=1
-            )
-            lengths = seconds / rates.prod(axis=1)
+            heard, tokens = self._hear(epoch)
             plan = plan_epoch(
-                lengths,
+                heard.lengths,
                 tokens,
                 seed=self._seed,
                 epoch=epoch,
                 batch_seconds=self._batch_seconds,
                 max_clips=self._max_clips,
-                groups=None if self._groups is None else self._groups[rows],
+                groups=None if self._groups is None else self._groups[self._rows[heard.positions]],
                 short_first=self._short_first and epoch == 0,
             )
-            self._planned = (epoch, plan, Heard(positions, keys, rates, lengths, recipes))
+            self._planned = (epoch, plan, heard)
         return self._planned
+
+    def _hear(self, epoch: int) -> tuple[Heard, np.ndarray]:
+        """The clips of an epoch, and the text tokens (clips,) of each."""
+        hearing = self._hearing(epoch)
+        positions, repeats = self._heard(epoch)
+        seconds, tokens = self._seconds[self._rows], self._tokens[self._rows]
+        recipes = self._recipes(hearing)
+        for row, recipe in recipes.items():
+            position = self._position(row)
+            seconds[position] = recipe.seconds
+            tokens[position] = self._processor.num_text_tokens(recipe.text)
+        seconds, keys = seconds[positions], self._keys[self._rows[positions]]
+        if self._variants is None:  # a clip that is heard again sounds otherwise
+            keys += repeats.astype(np.uint64) * REPEAT_STRIDE
+        rates = np.stack(
+            draw_rates(self._augmentation, self._seed, hearing, keys, seconds, self._max_seconds), axis=1
+        )
+        return Heard(positions, keys, rates, seconds / rates.prod(axis=1), recipes), tokens[positions]
 
     def _batch_plans(self, epoch: int, start_batch: int, every: int = 1) -> Iterator[BatchPlan]:
         _, plan, heard = self._plan(epoch)

@@ -51,6 +51,7 @@ from tiny_audio.hub.asr_lora import LORA_MARK, inject_lora
 from tiny_audio.hub.asr_losses import LossWeights, plain_text
 from tiny_audio.hub.asr_modeling import TinyAudioForConditionalGeneration
 from tiny_audio.hub.asr_processing import SAMPLING_RATE, TinyAudioProcessor, add_audio_token
+from tiny_audio.train.config import CONFIG_FOLDER
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ FEATURE_EXTRACTORS = {
 UNKNOWN_LETTERS_ALLOWED = 0.1
 TEXTS_LOOKED_AT = 1000
 LARGEST_ALPHABET = 100
+AUTO = "auto"  # of training.batch_seconds
 BALANCE_WEIGHT = 0.01  # of the load-balancing loss, as in Switch Transformers
 
 
@@ -98,6 +100,13 @@ def loss_weights(config: DictConfig, step: int = 0) -> LossWeights:
         balance=BALANCE_WEIGHT if config.model.projector_type == "moe" else 0.0,
         embedding_negatives=config.ctc.embedding_negatives,
     )
+
+
+def fixed_batch_seconds(settings: DictConfig) -> float:
+    """`training.batch_seconds`, or where that is auto, its default: what is taken where nothing can be tried."""
+    if settings.batch_seconds != AUTO:
+        return float(settings.batch_seconds)
+    return float(OmegaConf.load(CONFIG_FOLDER / "config.yaml").training.batch_seconds)
 
 
 def check_alphabet(vocabulary: str, texts: Sequence[str]) -> None:
@@ -141,7 +150,7 @@ def build_data(
         sources,
         processor,
         seed=config.seed,
-        batch_seconds=config.training.batch_seconds,
+        batch_seconds=fixed_batch_seconds(config.training),
         max_clips=config.training.per_device_train_batch_size,
         num_workers=config.training.num_workers,
         augmentation=config.augmentation,

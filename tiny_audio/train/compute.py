@@ -10,6 +10,7 @@ D_t decoder width, V vocabulary, H heads, D head width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from typing import Any
@@ -26,6 +27,7 @@ from tiny_audio.hub.asr_encoders import encoder_family, run_encoder
 from tiny_audio.hub.asr_losses import LossWeights
 from tiny_audio.hub.asr_modeling import TinyAudioForConditionalGeneration
 from tiny_audio.hub.asr_processing import SAMPLING_RATE
+from tiny_audio.train.build import AUTO
 from tiny_audio.train.parameters import meta_model
 
 HOP_LENGTH = 160  # 10 ms, which all named encoders have
@@ -84,7 +86,8 @@ class StepCost:
 def cost_of_config(config: DictConfig, weights: LossWeights, clip_seconds: float) -> StepCost:
     """`step_cost` of the model that a training config describes, in batches as full as it allows."""
     settings = config.training
-    clips = min(settings.batch_seconds / clip_seconds, settings.per_device_train_batch_size)
+    seconds = math.inf if settings.batch_seconds == AUTO else settings.batch_seconds
+    clips = min(seconds / clip_seconds, settings.per_device_train_batch_size)
     return step_cost(
         meta_model(config),
         weights,

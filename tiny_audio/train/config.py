@@ -36,9 +36,11 @@ FREE_FORM = (
 PROJECTOR_TYPES = ("mlp", "swiglu", "mosa", "moe", "qformer")
 
 
-def number(least: float | None = None, *, above: float | None = None, most: float | None = None) -> Any:
-    """A number (or null, where the type allows it) within limits; `above` is an open lower limit."""
-    return dataclasses.field(metadata={"least": least, "above": above, "most": most})
+def number(
+    least: float | None = None, *, above: float | None = None, most: float | None = None, word: str = ""
+) -> Any:
+    """A number (or null, where the type allows it) within limits, or `word`; `above` is an open lower limit."""
+    return dataclasses.field(metadata={"least": least, "above": above, "most": most, "word": word})
 
 
 def interval(least: float | None = None, *, above: float | None = None) -> Any:
@@ -152,7 +154,7 @@ class TrainingSettings:
     weight_decay: float = number(0)
     adam_beta2: float = number(0, most=0.99999)
     max_grad_norm: float = number(above=0)
-    batch_seconds: float = number(above=0)
+    batch_seconds: Any = number(above=0, word="auto")
     per_device_train_batch_size: int = number(1)
     gradient_accumulation_steps: int = number(1)
     bf16: Any = choice("auto", True, False)
@@ -394,6 +396,9 @@ def _check_value(key: str, value: Any, limits: dict[str, Any]) -> None:
             _check_number(bound, limits, refuse)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         _check_number(value, limits, refuse)
+    elif limits.get("word") and value != limits["word"]:
+        hint = nearest(str(value), [limits["word"]])
+        refuse(f"a number or {limits['word']}{'.' if hint else ''}{hint}")
 
 
 def _check_number(value: float, limits: dict[str, Any], refuse: Any) -> None:

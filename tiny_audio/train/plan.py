@@ -97,7 +97,7 @@ def plan(
 
     from rich.console import Console
 
-    from tiny_audio.train.build import loss_weights
+    from tiny_audio.train.build import AUTO, fixed_batch_seconds, loss_weights
     from tiny_audio.train.compute import cost_of_config
     from tiny_audio.train.parameters import print_parameter_table
 
@@ -105,14 +105,25 @@ def plan(
     print_parameter_table(config, console)
     settings = config.training
     cost = cost_of_config(config, loss_weights(config, settings.max_steps), clip_seconds)
-    console.print(_cost_table(cost, settings.batch_seconds))
-    console.print(_gpu_table(table, cost, config, utilization))
-    step_seconds = settings.batch_seconds * settings.gradient_accumulation_steps
+    batch_seconds = fixed_batch_seconds(settings)
+    console.print(_cost_table(cost, batch_seconds))
+    console.print(_gpu_table(table, cost, config, utilization, clip_seconds))
     if config.data.features_cache is not None:
         typer.echo("The encoder does not run: its output comes from data.features_cache.")
+    if settings.batch_seconds == AUTO:
+        steps = (
+            f"{settings.max_steps:,} steps of {settings.gradient_accumulation_steps} of the largest batches that fit "
+            f"by count, of at most {settings.per_device_train_batch_size} clips of {clip_seconds:g} s: "
+            "training.batch_seconds=auto tries them on the GPU itself, and takes somewhat less.\n"
+        )
+    else:
+        step_seconds = batch_seconds * settings.gradient_accumulation_steps
+        steps = (
+            f"{settings.max_steps:,} steps of {step_seconds:,.0f} s:"
+            f" {settings.max_steps * step_seconds / 3600:,.0f} hours of audio, in clips of {clip_seconds:g} s.\n"
+        )
     typer.echo(
-        f"{settings.max_steps:,} steps of {step_seconds:,.0f} s:"
-        f" {settings.max_steps * step_seconds / 3600:,.0f} hours of audio, in clips of {clip_seconds:g} s.\n"
+        f"{steps}"
         f"Time is extrapolated: counted work at {utilization:.0%} of the printed bf16 speed, nothing measured on these"
         " GPUs.\nMemory is counted, too, with"
         f" {RESERVED_BYTES / 1e9:g} GB set aside and {1 - USABLE_SHARE:.0%} not used.\n"
@@ -145,11 +156,13 @@ def _cost_table(cost: Any, batch_seconds: float) -> Any:
     return table
 
 
-def _gpu_table(gpus: GpuTable, cost: Any, config: Any, utilization: float) -> Any:
+def _gpu_table(gpus: GpuTable, cost: Any, config: Any, utilization: float, clip_seconds: float) -> Any:
     from rich.table import Table
 
+    from tiny_audio.train.build import AUTO
+
     settings = config.training
-    step_seconds = settings.batch_seconds * settings.gradient_accumulation_steps
+    tried = settings.batch_seconds == AUTO
     table = Table(title="On one GPU", title_justify="left")
     for heading in (
         "GPU",
@@ -166,20 +179,25 @@ def _gpu_table(gpus: GpuTable, cost: Any, config: Any, utilization: float) -> An
         if largest < config.data.max_seconds:  # not even one clip of the longest allowed
             table.add_row(gpu.name, f"{gpu.memory_gb:g}", "too small", *["-"] * 4)
             continue
+        if tried:
+            largest = min(largest, settings.per_device_train_batch_size * clip_seconds)
+        batch_seconds = largest if tried else settings.batch_seconds
+        step_seconds = batch_seconds * settings.gradient_accumulation_steps
         work = cost.flops_per_audio_second + cost.repeated_flops_per_audio_second
         speed = gpu.audio_seconds_a_second(work, utilization)
         hours = settings.max_steps * step_seconds / speed / 3600
         table.add_row(
             gpu.name,
             f"{gpu.memory_gb:g}",
-            f"{largest:,.0f} s" + (" !" if largest < settings.batch_seconds else ""),
+            f"{largest:,.0f} s" + (" !" if largest < batch_seconds else ""),
             f"{step_seconds / speed:.2f}",
             f"{speed:,.0f}",
             f"{hours:,.1f}",
             f"{hours * gpu.dollars_an_hour:,.2f}",
         )
-    table.caption = (
-        "! less than training.batch_seconds: lower it, and raise training.gradient_accumulation_steps"
-    )
+    if not tried:
+        table.caption = (
+            "! less than training.batch_seconds: lower it, and raise training.gradient_accumulation_steps"
+        )
     table.caption_justify = "left"
     return table

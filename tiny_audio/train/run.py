@@ -28,6 +28,7 @@ from tiny_audio.evaluate.scoring import evaluate_batches
 from tiny_audio.files import replace_folder, write_files
 from tiny_audio.provenance import git_hash, hardware
 from tiny_audio.publish.background import BackgroundPush
+from tiny_audio.train.batch_budget import budgets_to_go_on_with, settle_batches
 from tiny_audio.train.build import build_data, build_model
 from tiny_audio.train.checkpoints import check_room, find_checkpoint, load_checkpoint
 from tiny_audio.train.config import config_to_yaml
@@ -73,6 +74,7 @@ def run(config: DictConfig) -> RunResult | None:
     """
     folder = Path(config.output_dir).expanduser()
     checkpoint = find_checkpoint(config.training.resume, folder / "checkpoints")
+    budgets = budgets_to_go_on_with(config, checkpoint)
     # All that can be wrong with the data is found before a model of gigabytes is built.
     cached = config.data.features_cache is not None
     train_sources, dev = open_sources(config.data.train, with_audio=not cached), open_source(config.data.eval)
@@ -82,18 +84,21 @@ def run(config: DictConfig) -> RunResult | None:
     variants = config.data.features_cache_variants or 1 if cached else None
     data = build_data(config, train_sources, processor, variants=variants, store=store)
     if not is_main_process():
-        _train_along(config, model, data, folder, checkpoint)
+        trainer = Trainer(config, model, data, folder, report=lambda line: None)
+        settle_batches(trainer, processor, budgets, note=lambda text: None)
+        _train_along(trainer, checkpoint)
         return None
     check_room(folder, model)
     previous = prepare_folder(folder, resuming=checkpoint is not None)
     write_files({folder / "config.yaml": config_to_yaml(config, provenance(model, train_sources))})
     display = TrainingDisplay(config.training.max_steps)
-    for note in data.summary():
-        display.note(note)
     with Trackers(config, folder) as trackers, display:
         trainer = Trainer(
             config, model, data, folder, report=lambda line: _report(line, log, display, trackers)
         )
+        settle_batches(trainer, processor, budgets, display.note)
+        for note in data.summary():
+            display.note(note)
         if checkpoint is not None:
             trainer.progress = load_checkpoint(checkpoint, trainer.bare_model, trainer.optimizer)
             display.note(f"going on from {checkpoint}, step {trainer.progress.step}")
@@ -119,15 +124,14 @@ def run(config: DictConfig) -> RunResult | None:
     return _finish(config, trainer, processor, test, folder, previous, progress)
 
 
-def _train_along(config: DictConfig, model: Any, data: Any, folder: Path, checkpoint: Path | None) -> None:
+def _train_along(trainer: Trainer, checkpoint: Path | None) -> None:
     """What all processes but the first do: their share of the steps, and nothing that is seen."""
-    trainer = Trainer(config, model, data, folder, report=lambda line: None)
     if checkpoint is not None:
         trainer.progress = load_checkpoint(checkpoint, trainer.bare_model, trainer.optimizer)
     try:
         trainer.run()
     finally:
-        data.close()
+        trainer.data.close()
 
 
 def _report(line: dict[str, Any], log: StepLog, display: TrainingDisplay, trackers: Trackers) -> None:
