@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From the speech that make_speech.py makes to the model in models/small: four hours on two cores, in six stages.
+# From the speech that make_speech.py makes to the model in models/small: four hours on two cores, in seven stages.
 #
 #     bash recipes/small/train.sh [SPEECH] [OUT]
 #
@@ -43,4 +43,9 @@ stage 5-read-more "${varied[@]}" init_from="$out/4-align-more/model" ctc.alone_s
 # 6. A little of it, with people in every second clip.
 stage 6-people "${varied[@]}" "data.train=[$speech/train*0.16,$speech/real/stamps/train,$prompts*10]" init_from="$out/5-read-more/model" \
   ctc.alone_share=0 training.max_steps=130 training.learning_rate=2e-4 training.decoder_learning_rate=4e-4 training.warmup_steps=10
-echo "the model: $out/6-people/model"
+# 7. The same with single words and short commands, which people say more often than books do.
+words=("data.train=[$speech/train*0.1,$speech/words/train,$speech/real/stamps/train,$prompts*6]")
+tiny-audio cache-features "${common[@]}" "${varied[@]}" "${words[@]}"
+stage 7-words "${varied[@]}" "${words[@]}" init_from="$out/6-people/model" ctc.alone_share=0 training.max_steps=160 \
+  training.learning_rate=2e-4 training.decoder_learning_rate=4e-4 training.warmup_steps=10
+echo "the model: $out/7-words/model"

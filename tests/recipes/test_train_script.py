@@ -56,8 +56,9 @@ def test_the_stages_follow_each_other(tmp_path: Path) -> None:
         "train 4-align-more from 3-vary",
         "train 5-read-more from 4-align-more",
         "train 6-people from 5-read-more",
+        "train 7-words from 6-people",
     ]
-    assert lines[-1] == "the model: out here/6-people/model"
+    assert lines[-1] == "the model: out here/7-words/model"
 
 
 def test_a_finished_stage_is_not_trained_again(tmp_path: Path) -> None:
