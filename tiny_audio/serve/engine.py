@@ -354,9 +354,10 @@ class Engine:
             self._finish(job, _failure("a recording", result) if isinstance(result, Exception) else result)
 
     def _finish(self, job: Job, event: Event) -> None:
-        if not job.over:
-            job.tell(event)
+        was_over = job.over
         self._end(job)
+        if not was_over:  # told last: whoever hears of it finds the job over
+            job.tell(event)
 
     def _end(self, job: Job) -> None:
         job.over = True
