@@ -1,22 +1,15 @@
 """Our counts on recognised and adversarial pairs against jiwer, kaldialign and sclite."""
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+from tests.benchmarks import import_benchmarks
 
 
 @pytest.fixture(scope="module")
 def cross_check() -> Any:
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import cross_check
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return cross_check
+    return import_benchmarks("cross_check")[0]
 
 
 def test_every_pair_agrees_with_jiwer_and_kaldialign(cross_check: Any) -> None:

@@ -1,28 +1,19 @@
 """What the benchmark asserts and what it prints, with models that take no time."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+from tests.benchmarks import import_benchmarks
 
 
 @pytest.fixture(scope="module")
 def modules() -> Any:
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import common
-        import inference
-        import inference_trials
-        import sized_models
-    finally:
-        sys.path.remove(str(BENCHMARKS))
     torch.set_num_threads(1)
-    return common, inference, inference_trials, sized_models
+    return import_benchmarks("common", "inference", "inference_trials", "sized_models")
 
 
 def test_every_step_of_the_ladder_runs_and_the_exact_ones_write_the_same(modules: Any) -> None:

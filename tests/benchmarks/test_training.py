@@ -1,6 +1,5 @@
 """The candidates of the training benchmark do the same work, and what it counts is what there is, with tiny models."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,22 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from tests.benchmarks import import_benchmarks
 from tiny_audio.hub.asr_losses import LossWeights
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def modules() -> Any:
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import sized_models
-        import training
-        import training_candidates
-    finally:
-        sys.path.remove(str(BENCHMARKS))
     torch.set_num_threads(1)
-    return training, training_candidates, sized_models
+    return import_benchmarks("training", "training_candidates", "sized_models")
 
 
 @pytest.fixture(scope="module")

@@ -244,7 +244,7 @@ class Recogniser:
         # Behind the `except`, and without the frames of the failed pass: they hold its tensors, and narrower windows
         # would run out of the same memory again.
         traceback.clear_frames(failure.__traceback__)
-        _free_memory()
+        torch.cuda.empty_cache()  # nothing without a GPU
         if len(windows) > 1:
             middle = len(windows) // 2
             return self.recognise_windows(windows[:middle]) + self.recognise_windows(windows[middle:])
@@ -472,8 +472,3 @@ def _cut(piece: Piece, after: float | None, before: float | None) -> Piece:
 
 def _seconds(window: Window) -> float:
     return len(window.waveform) / SAMPLING_RATE
-
-
-def _free_memory() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

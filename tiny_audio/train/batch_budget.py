@@ -234,7 +234,7 @@ def rehearsal(trainer: Trainer) -> Iterator[None]:
         np.random.set_state(numpy_state)
         state_of_optimizer.clear()
         model.zero_grad(set_to_none=True)
-        _empty_cache()
+        torch.cuda.empty_cache()
 
 
 def silent_batch(
@@ -268,18 +268,13 @@ def _try_batch(trainer: Trainer, batch: dict[str, Any]) -> int | None:
         if not is_out_of_memory(error):
             raise
     # Only here are the tensors of the failed pass free: the exception held on to them.
-    _empty_cache()
+    torch.cuda.empty_cache()
     return None
 
 
 def _losses(config: DictConfig) -> Any:
     """Those of the end of training, when the decoder is there."""
     return loss_weights(config, config.training.max_steps - 1)
-
-
-def _empty_cache() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def describe(budget: Budget, most_clips: int) -> str:

@@ -258,8 +258,7 @@ class Trainer:
             return losses, terms, infeasible
         # Only here are the tensors of the failed pass free: the exception held on to them.
         self.optimizer.zero_grad(set_to_none=True)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # nothing without a GPU
         return None
 
     def _note_out_of_memory(self, piece: dict[str, Any]) -> None:
