@@ -125,8 +125,21 @@ class Trainer:
                 # Several processes stop after the same step; one alone stops at once.
                 if self._stop_agreed or (stop_asked() and self.accelerator.num_processes == 1):
                     self.save()
+                    self._part()
                     raise KeyboardInterrupt
+        self._part()
         return self.progress
+
+    def _part(self) -> None:
+        """Ends what several processes share, and keeps the bare model.
+
+        Left to the end of the interpreter, a thread of gloo that still drops tensors of the last exchange aborts the
+        process (pytorch/pytorch#190489). Ending the group joins its threads, once DDP holds it no longer.
+        """
+        if self.accelerator.num_processes > 1:
+            self.model = self.bare_model
+            self.accelerator.free_memory()
+            self.accelerator.end_training()
 
     def save(self) -> None:
         if self.accelerator.is_main_process:
