@@ -87,12 +87,14 @@ class Machine:
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
-        python = Path(sys.executable).parent
+        # A home of its own: a profile of the user's may put another Python first.
+        home, path = self.place.parent, f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
+        (home / ".profile").write_text(f'export PATH="{path}"\n', encoding="utf-8")
         (folder / "sshd_config").write_text(
             f"ListenAddress 127.0.0.1\nPort {self.port}\nHostKey {folder}/host_key\nPidFile none\n"
             f"AuthorizedKeysFile {folder}/key.pub\nStrictModes no\nPasswordAuthentication no\nLogLevel DEBUG1\n"
             "KexAlgorithms curve25519-sha256\nUseDNS no\n"
-            f'SetEnv "PATH={python}:/usr/local/bin:/usr/bin:/bin"\n',
+            f'SetEnv "PATH={path}" "HOME={home}"\n',
             encoding="utf-8",
         )
         if not Path("/run/sshd").exists() and getpass.getuser() == "root":
