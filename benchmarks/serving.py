@@ -38,7 +38,6 @@ ROOT = Path(__file__).resolve().parents[1]
 SAMPLING_RATE = 16_000
 BOUNDARY = "a-boundary-between-parts"
 MODEL_NAME = "benchmark"
-SERVER_START_SECONDS = 120
 
 
 @dataclass

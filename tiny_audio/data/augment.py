@@ -95,10 +95,6 @@ class Augmentation:
             )
         return cls(**values)
 
-    @property
-    def changes_length(self) -> bool:
-        return self.speed_probability > 0 or self.tempo_probability > 0
-
 
 # Random numbers ---------------------------------------------------------------------------------------------
 

@@ -78,7 +78,6 @@ class Inspection:
     num_suspects: Counter[str] = field(default_factory=Counter)
     suspects: list[Suspect] = field(default_factory=list)
     num_decoded: int = 0
-    peaks_db: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     levels_db: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     problems: list[str] = field(default_factory=list)
     num_problems: int = 0
@@ -190,7 +189,7 @@ def _repeats(keys: np.ndarray, seconds: np.ndarray) -> Iterator[int]:
 
 def _listen(found: Inspection, source: Source, rows: Sequence[Utterance]) -> None:
     """Decodes rows and looks at their level and length."""
-    peaks, levels = [], []
+    levels = []
     for row in show_progress(rows, "listening", len(rows)):
         found.num_decoded += 1
         try:
@@ -201,7 +200,6 @@ def _listen(found: Inspection, source: Source, rows: Sequence[Utterance]) -> Non
         heard = len(waveform) / SAMPLING_RATE
         size = np.abs(waveform)
         peak = _decibels(float(size.max(initial=0.0)))
-        peaks.append(peak)
         levels.append(_decibels(float(np.sqrt(np.mean(np.square(waveform, dtype=np.float64))))))
         if peak < SILENT_DB and row.text.strip():
             found.suspect("silent", row, f"peak {peak:.0f} dB")
@@ -210,7 +208,7 @@ def _listen(found: Inspection, source: Source, rows: Sequence[Utterance]) -> Non
             found.suspect("clipped", row, f"{clipped:.1%} of the samples")
         if row.seconds is not None and heard < SHORTER_THAN_STATED * row.seconds:
             found.suspect("shorter than stated", row, f"{heard:.2f} s instead of {row.seconds:.2f} s")
-    found.peaks_db, found.levels_db = np.array(peaks, np.float32), np.array(levels, np.float32)
+    found.levels_db = np.array(levels, np.float32)
 
 
 def _decibels(amplitude: float) -> float:

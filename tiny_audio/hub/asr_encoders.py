@@ -245,11 +245,6 @@ def encoder_width(audio_config: PreTrainedConfig) -> int:
     return encoder_family(audio_config)[1].hidden_size
 
 
-def encoder_num_layers(audio_config: PreTrainedConfig) -> int:
-    """Transformer (or Conformer) layers of the encoder."""
-    return encoder_family(audio_config)[1].num_hidden_layers
-
-
 # Making a tower
 # -----------------------------------------------------------------------------------------------
 
