@@ -257,7 +257,7 @@ def test_the_key_is_asked_for_where_there_is_one() -> None:
 
 
 def test_logs_say_what_happened_and_not_what_was_said(caplog: pytest.LogCaptureFixture) -> None:
-    with running() as server, caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO), running() as server:  # the last line may come behind its answer
         audio, text = clip(0)
         headers = {"X-Request-Id": "my-number-1"}
         response = server.post(audio, headers=headers, prompt="private words", language="xx-private")
