@@ -7,7 +7,6 @@ that nobody needs, no work done twice) over what the machine's matrix multiplica
 from __future__ import annotations
 
 import time
-from functools import cache
 from typing import Any
 
 import torch
@@ -22,9 +21,8 @@ MATRIX_SIZE = {"cuda": 8192, "cpu": 1024}
 REPETITIONS = 10
 
 
-@cache
 def matmul_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
-    """The best of some multiplications of square matrices on `device`, measured once."""
+    """The best of some multiplications of square matrices on `device`."""
     size = MATRIX_SIZE.get(device.type, 2048)
     # Not random: the numbers would be taken from those that the run draws, and a resumed run would draw others.
     left, right = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
