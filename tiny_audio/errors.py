@@ -18,3 +18,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """The hint `` Did you mean "x"?`` for the entry of `names` closest to `name`, or an empty string."""
     matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f' Did you mean "{matches[0]}"?' if matches else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line: its kind where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

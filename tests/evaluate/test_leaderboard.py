@@ -14,9 +14,8 @@ import pytest
 
 from tests.evaluate.listener import Listener, write_manifest
 from tiny_audio.cli import main
+from tiny_audio.data.corpus import read_index
 from tiny_audio.data.sources import open_source
-from tiny_audio.errors import UserError
-from tiny_audio.evaluate.leaderboard import format_macro_table, macro_average
 from tiny_audio.evaluate.leaderboard_page import format_page, format_plot, ranks
 from tiny_audio.evaluate.leaderboard_rows import (
     DATA_FILE,
@@ -75,6 +74,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     git(folder, "init", "-q")
     git(folder, "add", ".")
     git(folder, "commit", "-q", "-m", "start")
+    git(folder, "tag", COMMIT)  # a name that is looked up as the hash of a commit is
     monkeypatch.chdir(folder)
     return folder
 
@@ -183,6 +183,50 @@ def test_a_failure_needs_its_reason(checkout: Path, run: Path, capsys: pytest.Ca
     (run / "results.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     assert add(run, *OTHER) == 2
     assert "b1 failed, so it must have a reason" in capsys.readouterr().err
+
+
+def change_line(run: Path, **values: Any) -> None:
+    """The first line of results.jsonl with other values."""
+    path = run / "results.jsonl"
+    first, *others = path.read_text(encoding="utf-8").splitlines()
+    path.write_text(
+        "\n".join([json.dumps({**json.loads(first), **values}), *others]) + "\n", encoding="utf-8"
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"substitutions": 7}, "a1: results.jsonl says substitutions 7, its texts give 0"),
+        ({"hypothesis_normalized": "one"}, "a1: results.jsonl says hypothesis_normalized 'one'"),
+        ({"reviewed": True}, "a1: results.jsonl says reviewed True, its texts give None"),
+    ],
+)
+def test_lines_that_their_texts_do_not_give_are_refused(
+    checkout: Path, run: Path, capsys: pytest.CaptureFixture[str], values: dict[str, Any], message: str
+) -> None:
+    change_line(run, **values)
+    assert add(run, *OTHER) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_commit_that_nobody_has_is_refused(
+    checkout: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(run, git_hash="deadbeefdead")
+    assert add(run, *OTHER) == 2
+    assert "has no commit deadbeefdead" in capsys.readouterr().err
+    (checkout / DATA_FILE).write_text(dump_rows([{**ROW, "git_hash": "deadbeefdead"}]), encoding="utf-8")
+    assert main(["leaderboard", "build"]) == 0 and main(["leaderboard", "check"]) == 2
+    assert "nano on corpus:test: the repository has no commit deadbeefdead" in capsys.readouterr().err
+
+
+def test_references_must_be_those_of_the_corpus(
+    checkout: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(run, data="corpus:test")
+    assert add(run) == 2
+    assert "the reference of a1 is 'one two'; corpus:test has None" in capsys.readouterr().err
 
 
 HOSTILE: list[tuple[dict[str, Any], str]] = [
@@ -329,19 +373,6 @@ def test_samples_that_a_set_needs() -> None:
         required_samples("LoquaciousSet:test", 8000) == 500
         and required_samples("LoquaciousSet:test", 30) == 30
     )
-    assert required_samples("corpus:test", 384) == 384
+    assert required_samples("corpus:test", 384) == 384 == len(read_index("test"))
+    assert required_samples("corpus:test", 50) == 384  # whatever a row says of the set
     assert required_samples("SPGISpeech:test", 10) == 38948 and required_samples("CommonVoice:dev", 10) == 10
-
-
-def test_the_average_of_sets_is_that_of_their_rates(tmp_path: Path) -> None:
-    result = small_evaluation(tmp_path)
-    perfect = evaluate(
-        Listener({4000: "one two", 8000: "three", 6000: "nine nine nine"}),
-        open_source(tmp_path / "digits"),
-        model_name="x",
-    )
-    assert macro_average([result, perfect]) == pytest.approx((4 / 6 + 0) / 2)
-    lines = format_macro_table([result, perfect]).splitlines()
-    assert len(lines) == 3 and "66.67%" in lines[0] and "1 failed" in lines[0] and "33.33%" in lines[2]
-    with pytest.raises(UserError):
-        macro_average([])

@@ -76,11 +76,22 @@ child.wait()
     provider = CommandProvider(script(tmp_path, body), limit_seconds=1.0)
     provider.limit_seconds_per_second = 0.0
     start = time.monotonic()
-    (failure,) = provider.transcribe(CLIPS[:1])
-    assert str(failure) == "the command did not end within 1 s"
+    with pytest.raises(UserError, match=r"did not end within 1 s for its first clip .* Try it by hand: "):
+        provider.transcribe(CLIPS[:1])
     assert time.monotonic() - start < 10
     if os.name == "posix":
         assert not is_running(int(started.read_text(encoding="utf-8")))
+
+
+def test_a_program_that_hangs_now_and_then_fails_on_those_clips(tmp_path: Path) -> None:
+    body = (
+        "import sys, time, wave; time.sleep(60 * (wave.open(sys.argv[1]).getnframes() > 9000)); print('one')"
+    )
+    provider = CommandProvider(script(tmp_path, body), limit_seconds=5.0)
+    provider.limit_seconds_per_second = 0.0
+    waveforms = [np.zeros(8000, np.float32), np.zeros(10000, np.float32)]
+    first, second = provider.transcribe(waveforms)
+    assert first == "one" and str(second) == "the command did not end within 5 s"
 
 
 def is_running(process_id: int) -> bool:

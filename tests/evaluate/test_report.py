@@ -36,8 +36,8 @@ ANSWERS: dict[int, str | Exception] = {
 }
 METRICS_KEYS = {
     "wer", "cer", "substitutions", "deletions", "insertions", "reference_words", "num_samples", "wer_ci95",
-    "rtfx", "normalizer", "model", "data", "failed", "date", "hardware", "git_hash", "data_revision", "num_rows",
-    "max_samples", "batch_size", "audio_seconds", "wall_seconds", "cost_usd",
+    "rtfx", "normalizer", "model", "data", "failed", "left_out", "date", "hardware", "git_hash", "data_revision",
+    "num_rows", "max_samples", "batch_size", "audio_seconds", "wall_seconds", "cost_usd",
 }  # fmt: skip
 RESULT_KEYS = {
     "id", "audio", "seconds", "reference", "hypothesis", "reference_normalized", "hypothesis_normalized",

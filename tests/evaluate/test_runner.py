@@ -125,6 +125,20 @@ def test_many_unusable_rows_stop_and_few_are_listed(tmp_path: Path) -> None:
         evaluate(Listener(ANSWERS), open_source(manifest), model_name="listener")
 
 
+def test_speech_that_cannot_be_read_counts_as_lost_words(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path, ROWS)
+    whole = evaluate(Listener(ANSWERS), open_source(manifest), model_name="listener")
+    (tmp_path / "a1.wav").unlink()
+    (tmp_path / "a2.wav").write_bytes(b"RIFF")
+    lost = evaluate(Listener(ANSWERS), open_source(manifest), model_name="listener")
+    assert lost.metrics.num_samples == whole.metrics.num_samples == lost.details["num_rows"]
+    assert lost.metrics.reference_words == whole.metrics.reference_words and not lost.left_out
+    assert {row.id: row.hypothesis for row in lost.failed} == {"a1": "", "a2": ""}
+    words = {row.id: row.score.alignment.counts.deletions for row in lost.failed}
+    assert words == {row[0]: len(row[2].split()) for row in ROWS if row[0] in ("a1", "a2")}
+    assert "no such file" in str(lost.failed[-1].error)  # what the scan found stands behind the others
+
+
 def test_samples_are_the_same_every_time_and_in_order(tmp_path: Path) -> None:
     chosen = sample_indices(1000, 10)
     assert chosen == sample_indices(1000, 10) == sorted(set(chosen)) and len(chosen) == 10

@@ -97,17 +97,19 @@ class FolderSource(FileSource):
         audio_of = {path.with_suffix(""): path for path in audio}
         listed: set[Path] = set()
         for path in show_progress(lists, "reading audio headers", len(lists)):
-            for number, line in enumerate((self._read_text(path, folder) or "").splitlines(), start=1):
+            for number, line in enumerate((self._read_text(path, folder) or "").split("\n"), start=1):
                 if not line.strip():
                     continue
                 row_id, _, text = line.strip().partition(" ")
                 stem = path.parent / row_id
                 listed.add(stem)
+                speaker = row_id.split("-")[0] if "-" in row_id else None
                 if stem not in audio_of:
                     where = f"{path.relative_to(folder)} line {number}"
-                    self.problems.append(Problem(where, f"names {row_id}, which has no audio file beside it"))
+                    unheard = Utterance(row_id, text.strip(), None, AudioRef(str(stem)), speaker)
+                    reason = f"names {row_id}, which has no audio file beside it"
+                    self.problems.append(Problem(where, reason, unheard))
                     continue
-                speaker = row_id.split("-")[0] if "-" in row_id else None
                 self._add(
                     audio_of[stem],
                     audio_of[stem].relative_to(folder),
@@ -128,7 +130,8 @@ class FolderSource(FileSource):
         try:
             seconds = audio_seconds(path)
         except AudioError as error:
-            self.problems.append(Problem(str(relative), str(error).removeprefix(f"{path}: ")))
+            unheard = Utterance(row_id, text, None, AudioRef(str(path)), speaker)
+            self.problems.append(Problem(str(relative), str(error).removeprefix(f"{path}: "), unheard))
             return
         self._utterances.append(Utterance(row_id, text, seconds, AudioRef(str(path)), speaker))
 

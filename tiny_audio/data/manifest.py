@@ -66,7 +66,8 @@ class ManifestSource(FileSource):
                 raise AudioError("no such file")
         except (AudioError, OSError) as error:
             reason = str(error).removeprefix(f"{audio}: ")
-            self.problems.append(Problem(where, f"{row['audio']}: {reason}"))
+            unheard = self._row_utterance(row, seconds)
+            self.problems.append(Problem(where, f"{row['audio']}: {reason}", unheard))
             return
         self._offsets.append(offset)
         self._seconds.append(seconds)
@@ -75,10 +76,15 @@ class ManifestSource(FileSource):
         with self._path.open("rb") as file:
             file.seek(self._offsets[index])
             row = parse_row(file.readline())
+        return self._row_utterance(row, self._seconds[index])
+
+    def _row_utterance(self, row: dict[str, Any], seconds: float | None) -> Utterance:
+        file = Path(row["audio"])
+        named = (file.with_suffix("") if file.name else file).as_posix()  # "." has no name
         return Utterance(
-            id=str(row["id"]) if "id" in row else Path(row["audio"]).with_suffix("").as_posix(),
+            id=str(row["id"]) if "id" in row else named,
             text=row["text"],
-            seconds=self._seconds[index],
+            seconds=seconds,
             audio=AudioRef(str(self._path.parent / row["audio"])),
             speaker=None if row.get("speaker") is None else str(row["speaker"]),
             words=parse_words(row.get("words")),

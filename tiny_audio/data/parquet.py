@@ -172,11 +172,8 @@ class ParquetSource(Source):
         if column.endswith("_ms"):
             lengths = lengths / 1000
         for row in np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0))):
-            self._note(
-                file,
-                int(row),
-                f"its {column} is {lengths[row]:g}, not a positive number of seconds",
-            )
+            reason = f"its {column} is {lengths[row]:g}, not a positive number of seconds"
+            self._note(file, int(row), reason, self._unheard(file, int(row)))
         return lengths
 
     def _measured_lengths(self, file: int) -> np.ndarray:
@@ -215,7 +212,7 @@ class ParquetSource(Source):
 
     def _note_unmeasured(self, file: int, lengths: np.ndarray) -> None:
         for row in np.flatnonzero(np.isnan(lengths)):
-            self._note(file, int(row), "holds no audio that can be read")
+            self._note(file, int(row), "holds no audio that can be read", self._unheard(file, int(row)))
 
     def _missing_text(self, file: int) -> np.ndarray:
         """Which rows have no transcript at all (an empty one is a clip without speech)."""
@@ -239,20 +236,35 @@ class ParquetSource(Source):
                 self.excluded.append(Problem(str(AudioRef(self._files[file], int(row))), reason))
         return excluded
 
-    def _note(self, file: int, row: int, reason: str) -> None:
-        self.problems.append(Problem(str(AudioRef(self._files[file], row)), reason))
+    def _note(self, file: int, row: int, reason: str, unheard: Utterance | None = None) -> None:
+        self.problems.append(Problem(str(AudioRef(self._files[file], row)), reason, unheard))
+
+    def _unheard(self, file: int, row: int) -> Utterance | None:
+        """A row without usable audio, if its transcript is one that counts."""
+        utterance = self._row_utterance(file, row, None)
+        rules = self._text_rules
+        left_out = utterance is None or (rules and rules.reason_to_leave_out(utterance.text) is not None)
+        return None if left_out else utterance
 
     def _utterance(self, index: int) -> Utterance:
         file, row = int(self._row_files[index]), int(self._rows[index])
+        utterance = self._row_utterance(file, row, float(self._seconds[index]))
+        assert utterance is not None, "rows without a transcript were left out by the scan"
+        return utterance
+
+    def _row_utterance(self, file: int, row: int, seconds: float | None) -> Utterance | None:
+        """None where the row has no transcript."""
         group, row_of_group = self._place(file, row)
         names = {role: self._columns[role] for role in ("text", "id", "speaker") if role in self._columns}
         table = self._table(file, group, "text", list(names.values()))
         values = {role: table.column(name)[row_of_group].as_py() for role, name in names.items()}
+        if values["text"] is None:
+            return None
         reference = AudioRef(self._files[file], row)
         return Utterance(
             id=str(values["id"]) if values.get("id") is not None else f"{Path(self._files[file]).stem}-{row}",
             text=self._text_rules.clean(str(values["text"])) if self._text_rules else str(values["text"]),
-            seconds=float(self._seconds[index]),
+            seconds=seconds,
             audio=reference,
             speaker=None if values.get("speaker") is None else str(values["speaker"]),
         )

@@ -45,10 +45,15 @@ class Utterance:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A row that cannot be used, and why, in the words that a report prints."""
+    """A row that cannot be used, and why, in the words that a report prints.
+
+    `utterance` is there where what is said is known and only the audio is missing or broken: training does without
+    it, an evaluation counts its words as lost.
+    """
 
     name: str
     reason: str
+    utterance: Utterance | None = None
 
     def __str__(self) -> str:
         return self.reason if self.reason.startswith(self.name) else f"{self.name}: {self.reason}"

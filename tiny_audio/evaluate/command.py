@@ -15,7 +15,6 @@ from tiny_audio.data.known_sets import expand_sets
 from tiny_audio.data.source import Source
 from tiny_audio.data.sources import open_source
 from tiny_audio.errors import UserError
-from tiny_audio.evaluate.leaderboard import format_macro_table
 from tiny_audio.evaluate.normalize import NORMALIZERS, get_normalizer
 from tiny_audio.evaluate.page import audio_reader, write_page
 from tiny_audio.evaluate.providers import (
@@ -30,6 +29,7 @@ from tiny_audio.evaluate.providers import (
 from tiny_audio.evaluate.report import format_samples, format_summary, write_results
 from tiny_audio.evaluate.results import METRICS_FILE, PAGE_FILE, RESULTS_TEXT_FILE, EvalResult
 from tiny_audio.evaluate.runner import evaluate
+from tiny_audio.evaluate.sets import format_macro_table, write_summary
 from tiny_audio.evaluate.store import TranscriptStore, cached_store
 from tiny_audio.files import safe_name
 
@@ -123,6 +123,9 @@ def evaluate_command(
     folders = output_folders(sets, name, output_dir)
     for folder in folders:
         check_output_dir(folder)
+    if len(sets) > 1:
+        summary = output_dir or Path("outputs") / f"eval_{_safe(_model_name(name))}_{len(sets)}-sets"
+        check_output_dir(summary)
     sources = [open_source(each) for each in sets]
     recogniser = load_provider(provider, model, device, trust_remote_code=trust_remote_code)
     results = []
@@ -145,7 +148,13 @@ def evaluate_command(
             f"To look at and listen to: {folder / PAGE_FILE}   as text: {folder / RESULTS_TEXT_FILE}\n"
         )
     if len(results) > 1:
-        typer.echo(format_macro_table(results))
+        by_name = {_safe(_data_name(each)): result for each, result in zip(sets, results, strict=True)}
+        readers = [audio_reader(result, source) for result, source in zip(results, sources, strict=True)]
+        write_summary(by_name, dict(zip(by_name, readers, strict=True)), summary)
+        typer.echo(f"{format_macro_table(results)}\n\nAll sets on one page: {summary / PAGE_FILE}")
+    # Only now: had a later set been stopped, the earlier ones would not have been recognised again.
+    for folder in folders:
+        (folder / UNFINISHED_FILE).unlink(missing_ok=True)
 
 
 def evaluate_into(
@@ -154,7 +163,7 @@ def evaluate_into(
     """Evaluate one source and write its files, going on from what an earlier, stopped evaluation kept.
 
     Transcripts of services that want money are kept for good, in the user's cache folder; those of models that
-    run here only until the results are written.
+    run here until the command has written the results of all its sets.
     """
     if recogniser.costs_money:
         store = cached_store(recogniser.identity)
@@ -177,8 +186,6 @@ def evaluate_into(
         raise
     write_results(result, folder)
     write_page([result], folder / PAGE_FILE, audio_reader(result, source))
-    if not recogniser.costs_money:
-        store.remove()
     if replaced is not None and replaced != (result.model, result.data):
         typer.echo(f"(replaces the results of {replaced[0]} on {replaced[1]})", err=True)
     return result
@@ -209,6 +216,8 @@ def output_folders(sets: Sequence[str], model: str, output_dir: Path | None) -> 
 
 def refuse_key(provider: str) -> NoReturn:
     """Keys on a command line end up in the shell's history and in every list of processes."""
+    if provider not in PROVIDERS and not provider.startswith("cmd:"):
+        check_provider(provider, None)  # says which one may be meant
     variable = key_variable(provider)
     advice = f"set {variable} instead" if variable else f"the provider {provider} needs none"
     raise UserError(f"Keys are not taken from the command line, where others can read them: {advice}.")

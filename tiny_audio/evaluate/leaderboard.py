@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -80,6 +79,11 @@ def add_command(
     rows = _good_rows(root)
     check_clean(root)
     row = make_row(run, contributor, model, cost, set_name, set_url)
+    if is_in_history(root, row["git_hash"]) is False:
+        raise UserError(
+            f"{run}: {root} has no commit {row['git_hash']}, so nobody could repeat this figure. Evaluate with a commit"
+            " of this repository, or fetch the one that was used."
+        )
     if any(key_of(row) == key_of(other) for other in rows):
         raise UserError(
             f"{row['model']} by {row['contributor']} at {row['git_hash']} already has a row on {row['set']};"
@@ -96,6 +100,11 @@ def check_command() -> None:
     """Check every row, and that the page and the drawing are what the rows give."""
     root = find_root()
     rows, problems = read_rows(root / DATA_FILE)
+    problems += [
+        f"{row['model']} on {row['set']}: the repository has no commit {row['git_hash']}"
+        for row in rows
+        if row["state"] == VERIFIED and is_in_history(root, row["git_hash"]) is False
+    ]
     if not problems:
         for path, content in generated(rows).items():
             if path != DATA_FILE and _read_bytes(root / path) != content.encode():
@@ -134,35 +143,6 @@ def show_command(
         tables = [table for table in tables if table[0] == wanted]
     for name, rows in tables:
         typer.echo(f"{name}\n{in_columns(table_cells(rows, links=False))}\n")
-
-
-def macro_average(results: Sequence[EvalResult]) -> float:
-    """The plain mean of the sets' word error rates, whatever their sizes, as the Open ASR Leaderboard averages.
-
-    (That one rounds each rate to 0.01% first.) Raises UserError for no results.
-    """
-    if not results:
-        raise UserError("There is no average of no sets.")
-    return sum(result.metrics.wer for result in results) / len(results)
-
-
-def format_macro_table(results: Sequence[EvalResult]) -> str:
-    """A line a set with its rate, interval and size, and the average of the rates."""
-    from tiny_audio.evaluate.report import in_columns
-
-    cells = [
-        [
-            result.data,
-            percent(result.metrics.wer),
-            f"({percent(result.metrics.wer_ci95[0])} to {percent(result.metrics.wer_ci95[1])})",
-            f"{result.metrics.num_samples:,} utterances",
-            f"{result.metrics.reference_words:,} words",
-            f"{len(result.failed):,} failed" if result.failed else "",
-        ]
-        for result in results
-    ]
-    number = f"{len(results)} set{'s' * (len(results) != 1)}"
-    return in_columns([*cells, ["average", percent(macro_average(results)), "", number, "", ""]])
 
 
 def make_row(
@@ -205,6 +185,8 @@ def make_row(
             f"{run}: metrics.json does not say how many rows the set has (num_rows). Evaluate again."
         )
     name = known_name or str(set_name)
+    if name == CORPUS_TEST:
+        check_references(run, result)
     needed = required_samples(name, num_rows)
     if metrics.num_samples < needed:
         raise UserError(
@@ -241,7 +223,7 @@ def make_row(
 
 def check_reproduces(run: Path, result: EvalResult) -> None:
     """Raise UserError unless the texts of an evaluation give what its metrics.json states."""
-    from tiny_audio.evaluate.results import METRICS_FILE
+    from tiny_audio.evaluate.results import METRICS_FILE, read_records, utterance_record
     from tiny_audio.evaluate.scoring import summarize
 
     stated, again = result.metrics, summarize([utterance.score for utterance in result.utterances])
@@ -273,9 +255,30 @@ def check_reproduces(run: Path, result: EvalResult) -> None:
                 f"{run}: {utterance.id} failed, so it must have a reason and no transcript; it has"
                 f" {utterance.error!r:.40} and {utterance.hypothesis!r:.40}."
             )
+    for utterance, line in zip(result.utterances, read_records(run), strict=True):
+        again_line = utterance_record(utterance)
+        wrong = [key for key in {**again_line, **line} if again_line.get(key) != line.get(key)]
+        if wrong:
+            raise UserError(
+                f"{run}: {utterance.id}: results.jsonl says {wrong[0]} {line.get(wrong[0])!r:.40}, its texts give"
+                f" {again_line.get(wrong[0])!r:.40}."
+            )
     ids = [utterance.id for utterance in result.utterances]
     if len(set(ids)) < len(ids):
         raise UserError(f"{run}: {len(ids) - len(set(ids))} of its utterances are there twice.")
+
+
+def check_references(run: Path, result: EvalResult) -> None:
+    """Raise UserError unless the references are those of the embedded corpus."""
+    from tiny_audio.data.corpus import read_index
+
+    texts = {entry.id: entry.text for entry in read_index(CORPUS_TEST.removeprefix("corpus:"))}
+    for utterance in result.utterances:
+        if texts.get(utterance.id) != utterance.reference:
+            raise UserError(
+                f"{run}: the reference of {utterance.id} is {utterance.reference!r:.60}; {CORPUS_TEST} has"
+                f" {texts.get(utterance.id)!r:.60}."
+            )
 
 
 def find_root() -> Path:
@@ -304,6 +307,22 @@ def check_clean(root: Path) -> None:
             f"{root} has changes that no commit holds ({changed[0][3:]}"
             f"{f' and {len(changed) - 1} more' if len(changed) > 1 else ''}); commit or undo them first."
         )
+
+
+def is_in_history(root: Path, commit: str) -> bool | None:
+    """Whether a commit is known to the repository of `root`; None where its history is not here to look it up."""
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=60
+        )
+
+    try:
+        if git("rev-parse", "--is-shallow-repository").stdout.strip() != "false":
+            return None
+        return git("cat-file", "-e", f"{commit}^{{commit}}").returncode == 0
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def generated(rows: list[Row]) -> dict[Path, str]:

@@ -260,6 +260,7 @@ DETAILS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "max_samples": ("Sample of at most", _plain),
     "batch_size": ("Clips in a batch", _plain),
     "wall_seconds": ("Seconds of computing", _plain),
+    "macro_average_wer": ("Average of the sets' error rates", _plain),
     "cost_usd": ("Cost in dollars", _plain),
 }
 

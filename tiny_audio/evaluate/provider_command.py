@@ -28,7 +28,8 @@ class CommandProvider:
 
     `{file}` in it is replaced by the path of a 16 kHz mono 16-bit WAV file, which is appended where there is no
     such mark. What the program prints is the transcript; lines are joined by spaces. Anything but exit status 0,
-    more than a megabyte, or a time limit that has passed is a failure of that clip.
+    more than a megabyte, or a time limit that has passed is a failure of that clip. A program that has passed the
+    limit before it ever gave a transcript is taken to hang, which ends the evaluation.
 
     Args:
         command: for instance `whisper-cli -m model.bin -nt {file}`.
@@ -40,8 +41,9 @@ class CommandProvider:
     price_usd_per_hour: float | None = None
     limit_seconds_per_second = 20.0
 
-    def __init__(self, command: str, limit_seconds: float = 120.0) -> None:
+    def __init__(self, command: str, limit_seconds: float = 60.0) -> None:
         self.limit_seconds = limit_seconds
+        self._has_answered = False
         try:
             self.arguments = shlex.split(command)
         except ValueError as error:
@@ -89,17 +91,25 @@ class CommandProvider:
             )
             try:
                 status = watch(process, limit_seconds, (output, errors))
+            except TimeoutError as error:
+                if self._has_answered:
+                    raise
+                raise UserError(
+                    f"{error} for its first clip ({len(waveform) / SAMPLING_RATE:.1f} s of sound). Does it wait for"
+                    f" something? Try it by hand: {printable(shlex.join(self.arguments))}"
+                ) from None
             finally:  # Ctrl-C as well
                 end(process)
             if status != 0:
                 lines = read_back(errors).splitlines()
                 reason = f": {lines[-1].strip()[:MAX_SHOWN_CHARACTERS]}" if lines else ""
                 raise ValueError(f"the command failed with exit status {status}{printable(reason)}")
+            self._has_answered = True
             return " ".join(read_back(output).split())
 
 
 def watch(process: subprocess.Popen[bytes], limit_seconds: float, files: tuple[IO[bytes], ...]) -> int:
-    """The exit status. Raises ValueError for a program that takes too long or writes too much."""
+    """The exit status. Raises TimeoutError after `limit_seconds`, ValueError for a program that writes too much."""
     deadline = time.monotonic() + limit_seconds
     while True:
         try:
@@ -111,7 +121,7 @@ def watch(process: subprocess.Popen[bytes], limit_seconds: float, files: tuple[I
         if status is not None:
             return status
         if time.monotonic() > deadline:
-            raise ValueError(f"the command did not end within {limit_seconds:g} s")
+            raise TimeoutError(f"the command did not end within {limit_seconds:.0f} s")
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

@@ -70,7 +70,8 @@ def format_summary(result: EvalResult) -> str:
         ("normaliser", result.normalizer),
     ]
     if result.left_out:
-        rows.append(("left out", f"{len(result.left_out)} rows that hold no usable speech with transcript"))
+        number = f"{len(result.left_out)} row{'s' * (len(result.left_out) != 1)}"
+        rows.append(("left out", f"{number} without usable speech and transcript"))
     body = "\n".join(f"  {name:<16} {value}" for name, value in rows)
     return f"{result.model} on {result.data}\n\n{body}"
 

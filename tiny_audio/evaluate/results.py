@@ -59,6 +59,7 @@ def metrics_record(result: EvalResult) -> dict[str, Any]:
         "model": result.model,
         "data": result.data,
         "failed": len(result.failed),
+        "left_out": len(result.left_out),
         **result.details,
     }
 
@@ -88,6 +89,13 @@ def utterance_record(utterance: UtteranceResult) -> dict[str, Any]:
     return record
 
 
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """The lines of results.jsonl."""
+    text = (folder / RESULTS_LINES_FILE).read_text(encoding="utf-8")
+    # Not by `splitlines`, which takes characters that JSON leaves inside a text for ends of lines.
+    return [json.loads(line) for line in text.removesuffix("\n").split("\n")]
+
+
 def read_evaluation(folder: Path) -> EvalResult:
     """The evaluation whose files lie in a folder, its texts normalised and aligned anew.
 
@@ -98,11 +106,11 @@ def read_evaluation(folder: Path) -> EvalResult:
     """
     try:
         metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
-        lines = (folder / RESULTS_LINES_FILE).read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
+        rows = read_records(folder)
         normalizer, model, data = (str(metrics.pop(key)) for key in ("normalizer", "model", "data"))
         stated = {item.name: metrics.pop(item.name) for item in fields(Metrics)}
-        metrics.pop("failed", None)
+        for key in ("failed", "left_out"):  # counted anew
+            metrics.pop(key, None)
         if stated["num_samples"] != len(rows):
             raise ValueError(f"{len(rows)} lines for {stated['num_samples']} utterances")
         references, hypotheses = ([str(row[key]) for row in rows] for key in ("reference", "hypothesis"))

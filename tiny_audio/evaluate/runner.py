@@ -72,14 +72,19 @@ def evaluate(
             f"{source.name}: {len(source.problems)} of {num_rows} rows hold no usable speech with transcript,"
             f" so a score of the rest would mislead; mend or remove them: {list_problems(source.problems)}"
         )
+    # Behind the rows that can be read: those of which only the words are known.
+    unheard = [(problem.utterance, problem) for problem in source.problems if problem.utterance is not None]
     if normalizer is None:
         normalizer = default_normalizer(row.text for row in rows)
     get_normalizer(normalizer)  # an unknown one must fail now, not after an hour
-    utterances = [rows[index] for index in sample_indices(len(rows), max_samples)]
+    chosen = sample_indices(len(rows) + len(unheard), max_samples)
+    utterances = [rows[i] if i < len(rows) else unheard[i - len(rows)][0] for i in chosen]
 
     run = _Run(provider, batch_size, store)
-    with _progress_bar(len(utterances), show_progress) as advance:
-        for window in _windows(utterances):
+    run.errors = {n: str(unheard[i - len(rows)][1]) for n, i in enumerate(chosen) if i >= len(rows)}
+    utterances_to_hear = utterances[: len(utterances) - len(run.errors)]
+    with _progress_bar(len(utterances_to_hear), show_progress) as advance:
+        for window in _windows(utterances_to_hear):
             clips = []
             for index in window:
                 waveform = run.read(source, index, utterances[index])
@@ -117,13 +122,13 @@ def evaluate(
         normalizer=normalizer,
         model=model_name,
         data=source.name,
-        left_out=[*source.problems, *source.excluded],
+        left_out=[*(problem for problem in source.problems if problem.utterance is None), *source.excluded],
         details={
             "date": started,
             "hardware": hardware(),
             "git_hash": git_hash(),
             "data_revision": source.revision,
-            "num_rows": len(rows),
+            "num_rows": len(rows) + len(unheard),
             "max_samples": max_samples,
             "batch_size": batch_size,
             "audio_seconds": round(run.audio_seconds, 2),

@@ -26,7 +26,7 @@ from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from .asr_config import TinyAudioConfig, resolve_model_path
-from .asr_encoders import load_encoder
+from .asr_encoders import first_line, load_encoder
 from .asr_lora import LORA_MARK, fold_lora
 
 logger = logging.get_logger(__name__)
@@ -98,7 +98,7 @@ def load_decoder(
         return AutoModelForCausalLM.from_pretrained(where, revision=revision, dtype=dtype or torch.float32)
     except OSError as error:
         raise OSError(
-            f"cannot load the language model {name_or_path!r}: {str(error).splitlines()[0]} "
+            f"cannot load the language model {name_or_path!r}: {first_line(error)} "
             "(a folder, an id below $TINY_AUDIO_MODELS, or a hub id with network access is needed)"
         ) from error
 
@@ -108,9 +108,7 @@ def load_tokenizer(name_or_path: str, revision: str | None = None) -> Any:
     try:
         return AutoTokenizer.from_pretrained(resolve_model_path(name_or_path), revision=revision)
     except (OSError, ValueError) as error:
-        raise OSError(
-            f"cannot load the tokenizer of {name_or_path!r}: {str(error).splitlines()[0]}"
-        ) from error
+        raise OSError(f"cannot load the tokenizer of {name_or_path!r}: {first_line(error)}") from error
 
 
 def embedding_rms(table: nn.Embedding) -> float:
@@ -190,7 +188,7 @@ def find_file(path_or_id: str, name: str, **hub_arguments: Any) -> str:
     try:
         return cached_file(path_or_id, name, **hub_arguments)
     except OSError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise OSError(f"cannot find the model {path_or_id!r}: no such folder here, and {reason}") from error
 
 
@@ -253,7 +251,8 @@ def read_config(path_or_id: str) -> TinyAudioConfig:
     if raw.get("model_type") != TinyAudioConfig.model_type:
         raise ValueError(
             f"{path_or_id} is a {raw.get('model_type')!r} model, not a Tiny Audio one; "
-            "train one with `tiny-audio train`, or name its folder outputs/<run>/model"
+            "train one with `tiny-audio train`, or name its folder outputs/<run>/model "
+            "(`tiny-audio eval` takes others with --provider transformers)"
         )
     return TinyAudioConfig.from_pretrained(path_or_id)
 

@@ -339,9 +339,9 @@ def load_encoder(
                 output_loading_info=True,
             )
     except (OSError, SafetensorError) as error:
-        raise OSError(f"{complaint}: {_first_line(error)} ({advice})") from error
+        raise OSError(f"{complaint}: {first_line(error)} ({advice})") from error
     except ValueError as error:
-        raise ValueError(f"{complaint}: {_first_line(error)}") from error
+        raise ValueError(f"{complaint}: {first_line(error)}") from error
     _check_loaded(complaint, family, report)
     # Saving would otherwise undo the renamings that loading needed: prefixes of whole models, old weight norm
     # names.
@@ -376,8 +376,9 @@ def _some(names: list[str], shown: int = 4) -> str:
     return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+def first_line(error: Exception) -> str:
+    """What an exception says, in one line: its kind where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 # Running a tower

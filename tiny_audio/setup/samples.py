@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tiny_audio.data.sources import MANIFEST_NAME
-from tiny_audio.errors import UserError
+from tiny_audio.errors import UserError, first_line
 from tiny_audio.files import write_files, write_folder
 from tiny_audio.setup.download import SILENCE_SECONDS, Refused, RemoteFile, Unavailable, fetch
 
@@ -61,9 +61,7 @@ def read_table(path: Path = TABLE) -> list[Recording]:
         content: Any = OmegaConf.to_container(OmegaConf.load(path))
         return [_recording(str(name), values) for name, values in content["recordings"].items()]
     except Exception as error:  # a file of any content
-        raise UserError(
-            f"{path} is not a table of recordings like {TABLE} ({str(error).splitlines()[0]})."
-        ) from error
+        raise UserError(f"{path} is not a table of recordings like {TABLE} ({first_line(error)}).") from error
 
 
 def _recording(name: str, values: dict[str, Any]) -> Recording:

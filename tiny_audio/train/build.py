@@ -26,7 +26,7 @@ from transformers import (
 from tiny_audio.data.features import FrameStore
 from tiny_audio.data.loader import TrainData
 from tiny_audio.data.source import Source
-from tiny_audio.errors import UserError
+from tiny_audio.errors import UserError, first_line
 from tiny_audio.hub.asr_checkpoint import (
     embedding_rms,
     fingerprint,
@@ -329,9 +329,7 @@ def _encoder(settings: DictConfig) -> tuple[nn.Module, Any]:
         try:
             return tower, AutoFeatureExtractor.from_pretrained(where, revision=settings.encoder_revision)
         except (OSError, ValueError) as error:
-            raise OSError(
-                f"cannot load the feature extractor of {name!r}: {str(error).splitlines()[0]}"
-            ) from error
+            raise OSError(f"cannot load the feature extractor of {name!r}: {first_line(error)}") from error
     tower = build_encoder(_architecture(settings.encoder_config, "model.encoder_config"))
     initialise_encoder(tower)
     arguments = OmegaConf.to_container(settings.feature_extractor, resolve=True)

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from tiny_audio import configs
-from tiny_audio.errors import UserError, nearest
+from tiny_audio.errors import UserError, first_line, nearest
 from tiny_audio.publish.upload import check_repo_id
 
 DEFAULT_EXPERIMENT = "nano"
@@ -253,7 +253,7 @@ def check_config(config: DictConfig) -> DictConfig:
             f"{key}={_shown(OmegaConf.select(config, key))}: expected {EXPECTED_TYPES[key]}"
         ) from error
     except OmegaConfBaseException as error:
-        raise UserError(f"config: {str(error).splitlines()[0]}") from error
+        raise UserError(f"config: {first_line(error)}") from error
     for key, limits in SCHEMA.items():
         if OmegaConf.is_missing(_parent(typed, key), key.rpartition(".")[2]):
             raise UserError(f"{key} has no value")

@@ -13,7 +13,7 @@ from rich.table import Table
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from tiny_audio import facts
-from tiny_audio.errors import UserError
+from tiny_audio.errors import UserError, first_line
 from tiny_audio.hub.asr_checkpoint import read_config
 from tiny_audio.hub.asr_config import TinyAudioConfig
 from tiny_audio.hub.asr_lora import LORA_MARK
@@ -139,9 +139,7 @@ def _named_config(name: str, revision: str | None) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(path, revision=revision)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot read the config of the model {name}: {str(error).splitlines()[0]}"
-        ) from error
+        raise UserError(f"cannot read the config of the model {name}: {first_line(error)}") from error
 
 
 def _described_config(values: DictConfig, **fixed: Any) -> PreTrainedConfig:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tiny_audio.errors import UserError
+from tiny_audio.errors import UserError, first_line
 from tiny_audio.train.command import TrainOverrides
 
 GPUS_FILE = Path(__file__).parents[1] / "facts" / "gpus.yaml"
@@ -64,7 +64,7 @@ def read_gpus(path: Path = GPUS_FILE) -> GpuTable:
         raise
     except Exception as error:  # a file of any content
         raise UserError(
-            f"{path} is not a table of GPUs like {GPUS_FILE} ({type(error).__name__}: {str(error).splitlines()[0]})."
+            f"{path} is not a table of GPUs like {GPUS_FILE} ({type(error).__name__}: {first_line(error)})."
         ) from error
 
 

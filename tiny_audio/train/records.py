@@ -54,7 +54,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; a last line cut short by a crash is left out."""
     lines = []
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        # Not by `splitlines`: a transcript may hold characters that it takes for ends of lines.
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+            if not line:
+                continue
             try:
                 lines.append(json.loads(line))
             except json.JSONDecodeError:
