@@ -125,6 +125,14 @@ def test_many_unusable_rows_stop_and_few_are_listed(tmp_path: Path) -> None:
         evaluate(Listener(ANSWERS), open_source(manifest), model_name="listener")
 
 
+def test_ids_that_stand_twice_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    manifest = write_manifest(tmp_path, ROWS)
+    lines = manifest.read_text(encoding="utf-8").splitlines()
+    manifest.write_text("\n".join([*lines, lines[0]]) + "\n", encoding="utf-8")
+    result = evaluate(Listener(ANSWERS), open_source(manifest), model_name="listener")
+    assert result.metrics.num_samples == 6 and "1 of its ids stand there more than once" in caplog.text
+
+
 def test_speech_that_cannot_be_read_counts_as_lost_words(tmp_path: Path) -> None:
     manifest = write_manifest(tmp_path, ROWS)
     whole = evaluate(Listener(ANSWERS), open_source(manifest), model_name="listener")

@@ -7,7 +7,7 @@ from torch import nn
 
 from tests.tiny_models import tiny_config
 from tiny_audio.train.build import build_model
-from tiny_audio.train.optimizer import Muon, build_optimizer, hidden_matrices, orthogonalise
+from tiny_audio.train.optimizer import Muon, build_optimizer, hidden_matrices, level_neurons, orthogonalise
 
 
 def test_orthogonalise_levels_the_singular_values_and_keeps_the_directions() -> None:
@@ -30,6 +30,21 @@ def test_every_direction_of_a_matrix_moves_equally_far() -> None:
         optimizer.step()
         moved = torch.linalg.svdvals(weight.detach().flatten(1)) / 0.1
         assert moved.max() / moved.min() < 2.5, shape
+
+
+def test_neurons_move_equally_far_and_all_of_them_as_far_as_before() -> None:
+    torch.manual_seed(0)
+    step = torch.randn(48, 16) * torch.linspace(0.2, 2.0, 48)[:, None]
+    mean_squares = torch.zeros(48, 1)
+    level = level_neurons(step, mean_squares)
+    assert torch.allclose(level.norm(), step.norm())
+    assert torch.allclose(level.norm(dim=1), level.norm(dim=1).mean().expand(48), rtol=1e-4)
+    cosine = nn.functional.cosine_similarity(level, step, dim=1)
+    assert torch.allclose(cosine, torch.ones(48))  # only lengths change
+    for _ in range(200):  # what it knows of a neuron follows what that one does
+        level_neurons(step, mean_squares)
+    assert torch.allclose(mean_squares[:, 0], step.square().mean(dim=1), rtol=1e-3)
+    assert torch.equal(level_neurons(torch.zeros(48, 16), mean_squares), torch.zeros(48, 16))
 
 
 def test_embeddings_heads_and_norms_are_left_to_adamw() -> None:

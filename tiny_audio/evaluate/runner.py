@@ -80,6 +80,10 @@ def evaluate(
     chosen = sample_indices(len(rows) + len(unheard), max_samples)
     utterances = [rows[i] if i < len(rows) else unheard[i - len(rows)][0] for i in chosen]
 
+    num_twice = len(utterances) - len({utterance.id for utterance in utterances})
+    if num_twice:
+        logger.warning("%s: %d of its ids stand there more than once", source.name, num_twice)
+
     run = _Run(provider, batch_size, store)
     run.errors = {n: str(unheard[i - len(rows)][1]) for n, i in enumerate(chosen) if i >= len(rows)}
     utterances_to_hear = utterances[: len(utterances) - len(run.errors)]

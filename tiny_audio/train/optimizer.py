@@ -19,6 +19,7 @@ PART_RATES = {  # name prefix -> key of its own learning rate; all else (project
 HEADS = ("lm_head", "ctc_head")
 
 MUON_MOMENTUM = 0.95
+NEURON_MEMORY = 0.95  # of the mean square of each neuron's steps
 NEWTON_SCHULZ_STEPS = 5
 NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -77,6 +78,10 @@ class Muon(torch.optim.AdamW):
     Muon's step is the momentum brought to the nearest matrix with orthonormal rows or columns: every direction of
     a weight moves equally far, also those that the gradient hardly shows. Towers with random weights learn in
     less than half of the steps; each step costs more, which pays where batches are not tiny.
+
+    That nearest matrix is found roughly, and leaves some neurons (rows) moving further than others. So each row is
+    divided by how far it has moved of late, and the whole scaled to the length it had: NorMuon (Li et al., 2025,
+    https://arxiv.org/abs/2510.05491), with the scale of its authors' code.
     """
 
     @torch.no_grad()
@@ -98,8 +103,14 @@ class Muon(torch.optim.AdamW):
             if weight.grad is None:
                 continue
             state = self.state[weight]
-            if not state:  # "step" is not used here, but AdamW looks for it when a state is loaded
-                state |= {"step": torch.zeros(()), "momentum": torch.zeros_like(weight)}
+            if (
+                "neurons" not in state
+            ):  # "step" is not used here, but AdamW looks for it when a state is loaded
+                state |= {
+                    "step": torch.zeros(()),
+                    "momentum": torch.zeros_like(weight),
+                    "neurons": weight.new_zeros(len(weight), 1),
+                }
             momentum = state["momentum"]
             momentum.lerp_(weight.grad, 1 - MUON_MOMENTUM)
             update = weight.grad.lerp(momentum, MUON_MOMENTUM).flatten(1)  # Nesterov; (out, in)
@@ -109,7 +120,7 @@ class Muon(torch.optim.AdamW):
             steps = orthogonalise(torch.stack([wide for _, wide in alike]))
             for (weight, _), step in zip(alike, steps, strict=True):
                 num_out, num_in = weight.shape[:2]
-                step = step if num_out <= num_in else step.T
+                step = level_neurons(step if num_out <= num_in else step.T, self.state[weight]["neurons"])
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
                 weight.add_(
                     step.reshape(weight.shape), alpha=-group["lr"] * max(1.0, num_out / num_in) ** 0.5
@@ -129,6 +140,13 @@ def orthogonalise(matrices: Tensor) -> Tensor:
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
     return x
+
+
+def level_neurons(step: Tensor, mean_squares: Tensor) -> Tensor:
+    """A step (out, in), each row over the root of its `mean_squares` (out, 1), which are updated; as long as before."""
+    mean_squares.lerp_(step.square().mean(dim=1, keepdim=True), 1 - NEURON_MEMORY)
+    level = step * mean_squares.clamp_min(1e-10).rsqrt()
+    return level * (step.norm() / level.norm().clamp_min(1e-10))
 
 
 def learning_rate_factor(step: int, settings: DictConfig) -> float:
