@@ -11,7 +11,8 @@ import torch
 from tests.tiny_models import CLIPS, examples, noise, tiny_model
 from tiny_audio.hub.asr_losses import IGNORE_LABEL
 from tiny_audio.hub.asr_processing import TinyAudioProcessor, add_audio_token, render_prompt
-from tiny_audio.train.build import byte_tokenizer
+from tiny_audio.train.build import build_model, byte_tokenizer
+from tiny_audio.train.config import compose_config
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -135,3 +136,18 @@ def test_silence_and_the_shortest_clips_work() -> None:
     model, processor = tiny_model()
     batch = processor([np.zeros(1, np.float32), np.zeros(16000, np.float32)], text=["", ""])
     assert torch.isfinite(model(**batch).loss)
+
+
+@pytest.mark.parametrize("kind", ["whisper", "parakeet"])
+def test_clips_with_as_many_frames_as_mel_bins_are_no_exception(kind: str) -> None:
+    """Square features look alike either way up."""
+    _, processor = tiny_model() if kind == "whisper" else build_model(compose_config([]))  # nano's
+    bins = processor.feature_extractor.feature_size
+    sound = noise(2 * bins / 100) * np.linspace(0.1, 1.0, 320 * bins, dtype=np.float32)
+    before, *square, after = (
+        processor.features(sound[: 160 * bins + extra]) for extra in (-480, -80, 0, 480)
+    )
+    assert {len(part) for part in (before, *square, after)} == {bins}
+    for part in square:
+        pair = torch.stack([part[:, : bins - 4].flatten(), after[:, : bins - 4].flatten()])
+        assert torch.corrcoef(pair)[0, 1] > 0.9

@@ -182,13 +182,14 @@ class TinyAudioProcessor(ProcessorMixin):
         if len(waveform) < MINIMUM_SAMPLES:
             waveform = np.pad(waveform, (0, MINIMUM_SAMPLES - len(waveform)))
         arguments: dict[str, Any] = {"sampling_rate": SAMPLING_RATE, "return_tensors": "pt"}
-        if type(self.feature_extractor).__name__ == "WhisperFeatureExtractor":
+        is_whisper = type(self.feature_extractor).__name__ == "WhisperFeatureExtractor"
+        if is_whisper:
             arguments |= {"padding": False, "truncation": False}  # stock pads to 30 s
         extracted = self.feature_extractor(waveform, **arguments)
         if encoder_feature_kind(self.geometry) == "waveform":
             return extracted["input_values"][0]  # (S,)
         features = extracted["input_features"][0]
-        if features.shape[0] != self.feature_extractor.feature_size:
+        if not is_whisper:  # all others have time first; their shape does not tell where L is n_mels
             features = features.T.contiguous()  # (n_mels, L)
         if (
             "attention_mask" in extracted
