@@ -230,10 +230,11 @@ def output_files(folder: Path, paths: Sequence[str], suffix: str) -> list[Path]:
     targets = [
         folder / f"{'stdin' if path == STANDARD_INPUT else Path(path).stem}.{suffix}" for path in paths
     ]
-    for target in targets:
-        if targets.count(target) > 1:
-            both = [path for path, other in zip(paths, targets, strict=True) if other == target]
-            raise UserError(f"{both[0]} and {both[1]} would both be written to {target}.")
+    firsts: dict[Path, str] = {}
+    for path, target in zip(paths, targets, strict=True):
+        if target in firsts:
+            raise UserError(f"{firsts[target]} and {path} would both be written to {target}.")
+        firsts[target] = path
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -257,7 +258,7 @@ def transcribe_files(
     from tiny_audio.hub.asr_audio import read_blocks
 
     # Before anything else can read from it.
-    standard_input = sys.stdin.buffer.read() if STANDARD_INPUT in paths else b""
+    standard_input = read_standard_input() if STANDARD_INPUT in paths else b""
     recordings = (read_blocks(standard_input if path == STANDARD_INPUT else path) for path in paths)
     if any(path == STANDARD_INPUT or os.path.exists(path) for path in paths):
         results = load().recognise(recordings, advance)
@@ -270,6 +271,13 @@ def transcribe_files(
             yield Transcript(path, error=describe_failure(result).removeprefix(f"{path}: "))
         else:
             yield Transcript(path, result)
+
+
+def read_standard_input() -> bytes:
+    """All of it. Raises UserError where it is closed."""
+    if sys.stdin is None:
+        raise UserError("Standard input (-) is closed; nothing can be read from it.")
+    return sys.stdin.buffer.read()
 
 
 def _failure_of(recording: Iterator[Any]) -> Exception:
@@ -286,7 +294,7 @@ def stream_file(load: Callable[[], Any], path: str, output: TextIO) -> None:
     from tiny_audio.evaluate.providers import printable
     from tiny_audio.hub.asr_audio import read_blocks
 
-    source = sys.stdin.buffer.read() if path == STANDARD_INPUT else path
+    source = read_standard_input() if path == STANDARD_INPUT else path
     if isinstance(source, str) and not os.path.exists(source):
         raise UserError(f"{source}: no such file")
     try:
@@ -304,19 +312,21 @@ def print_transcript(
     transcript: Transcript, format: Format, output: TextIO, *, several: bool, target: Path | None = None
 ) -> None:
     """Write one result to `target`, or to `output`; its error and its gaps (if any) to standard error."""
+    from tiny_audio.evaluate.providers import printable
     from tiny_audio.files import write_files
 
-    name = transcript.audio
+    name = printable(transcript.audio)  # a file may be called anything
     if transcript.error is not None:
         print(f"error: {name}: {transcript.error}", file=sys.stderr, flush=True)
         if format.name == "json" and target is None:
             from tiny_audio.subtitles import to_json_line
 
-            print(to_json_line({"audio": name, "error": transcript.error}), file=output, flush=True)
+            line = to_json_line({"audio": transcript.audio, "error": transcript.error})
+            print(line, file=output, flush=True)
         return
     for problem in transcript.recognition.problems:
         print(f"warning: {name}: {problem}", file=sys.stderr, flush=True)
-    text = format.render(name, transcript.recognition)
+    text = format.render(transcript.audio, transcript.recognition)
     if target is not None:
         write_files({target: text})
     elif several and format.name == "txt":

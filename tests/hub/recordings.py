@@ -93,7 +93,7 @@ class ToneRecogniser(Recogniser):
                 TimedWord(word.text, word.start + offset, word.end + offset, word.confidence)
                 for word in hear_tones(window.waveform)
             ]
-            pieces.append(Piece(window, " ".join(word.text for word in words), words))
+            pieces.append(Piece(window, " ".join(word.text for word in words), words, decoded=True))
         return pieces
 
 

@@ -143,9 +143,12 @@ def test_clips_with_as_many_frames_as_mel_bins_are_no_exception(kind: str) -> No
     """Square features look alike either way up."""
     _, processor = tiny_model() if kind == "whisper" else build_model(compose_config([]))  # nano's
     bins = processor.feature_extractor.feature_size
-    sound = noise(2 * bins / 100) * np.linspace(0.1, 1.0, 320 * bins, dtype=np.float32)
+    hop = processor.feature_extractor.hop_length
+    sound = noise(1.5 * hop * bins / 16000) * np.linspace(
+        0.1, 1.0, 24000 * hop * bins // 16000, dtype=np.float32
+    )
     before, *square, after = (
-        processor.features(sound[: 160 * bins + extra]) for extra in (-480, -80, 0, 480)
+        processor.features(sound[: hop * bins + extra]) for extra in (-3 * hop, -hop // 2, 0, 3 * hop)
     )
     assert {len(part) for part in (before, *square, after)} == {bins}
     for part in square:

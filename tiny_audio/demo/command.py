@@ -53,8 +53,9 @@ def demo_command(
     from tiny_audio.demo import page
 
     with tempfile.TemporaryDirectory(prefix="tiny-audio-demo-", ignore_cleanup_errors=True) as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # recordings go when the demo does
-        examples = write_examples(Path(folder))
+        # Recordings go when the demo does, or after a while; the examples are not among them.
+        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "recordings")
+        examples = write_examples(Path(folder) / "examples")
         title = " and ".join(listener.name for listener in listeners)
         blocks = page.build_page(listeners, examples, title)
         _, address, shared = page.launch(
@@ -93,6 +94,7 @@ def write_examples(folder: Path) -> dict[str, str]:
 
     from tiny_audio.data.corpus import read_audio, read_index
 
+    folder.mkdir(parents=True, exist_ok=True)
     examples: dict[str, str] = {}
     speakers: set[str] = set()
     for entry in read_index("test"):

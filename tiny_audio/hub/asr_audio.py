@@ -49,8 +49,26 @@ class _SequentialFile(soundfile.SoundFile):
     so declares no length, fails at that, and it slows MP3 down.
     """
 
+    watched: _WatchedFile | None = None
+
     def seekable(self) -> bool:
         return False
+
+
+class _WatchedFile:
+    """A file object of the caller's. libsndfile takes an error of its `read` for the end of the audio: it is kept."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.error: Exception | None = None
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return b"" if self.error else self._file.read(size)
+        except Exception as error:  # a file object may be anything: an archive, a network
+            self.error = error
+            return b""
 
 
 def load_audio(
@@ -122,12 +140,11 @@ def _read_with_ffmpeg(
     source: AudioSource, name: str, demuxer: str, sampling_rate: int, max_seconds: float | None
 ) -> Iterator[np.ndarray]:
     """`read_blocks` of what libsndfile does not know."""
-    if isinstance(source, (str, os.PathLike)):
-        encoded: str | bytes = os.fspath(source)
-    elif isinstance(source, (bytes, bytearray, memoryview)):
+    encoded: Any = os.fspath(source) if isinstance(source, os.PathLike) else source
+    if isinstance(source, (bytearray, memoryview)):
         encoded = bytes(source)
-    else:
-        encoded = _read_whole(source, name).getvalue()
+    elif not isinstance(encoded, (str, bytes)):
+        encoded.seek(0)
     num_samples = 0
     try:
         for block in decode_with_ffmpeg(encoded, demuxer, sampling_rate):
@@ -152,6 +169,8 @@ def _header(source: AudioSource) -> bytes:
         return bytes(source[:HEADER_BYTES])
     if isinstance(source, (str, os.PathLike)):
         try:
+            if not Path(source).is_file():  # a pipe would keep it waiting
+                return b""
             with open(source, "rb") as file:
                 return file.read(HEADER_BYTES)
         except (OSError, ValueError):
@@ -164,7 +183,7 @@ def _header(source: AudioSource) -> bytes:
     return header if isinstance(header, bytes) else b""
 
 
-def _decode(file: soundfile.SoundFile, name: str) -> Iterator[np.ndarray]:
+def _decode(file: _SequentialFile, name: str) -> Iterator[np.ndarray]:
     """The file's blocks at its own rate, channels averaged: float32 (N,), checked."""
     rate, declared_frames = file.samplerate, file.frames
     block_frames = max(1, BLOCK_SAMPLES // file.channels)
@@ -177,6 +196,11 @@ def _decode(file: soundfile.SoundFile, name: str) -> Iterator[np.ndarray]:
                 raise AudioError(f"{name}: cannot be decoded ({_reason(error)}); is it damaged?") from error
             logger.warning("%s: broken after %.2f s (%s)", name, num_frames / rate, _reason(error))
             return
+        failure = file.watched.error if file.watched else None
+        if failure is not None:
+            raise AudioError(
+                f"{name}: cannot be read after {num_frames / rate:.2f} s ({_reason(failure)})"
+            ) from failure
         if len(block) == 0:
             missing = declared_frames - num_frames
             if num_frames and declared_frames < UNKNOWN_FRAMES and missing > rate // 10:
@@ -202,9 +226,7 @@ def audio_seconds(source: AudioSource) -> float:
     with _open(source, name) as file:
         frames = file.frames
         if not 0 < frames < UNKNOWN_FRAMES:
-            frames = 0
-            while num_read := len(file.read(max(1, BLOCK_SAMPLES // file.channels), dtype="int16")):
-                frames += num_read
+            frames = sum(len(mono) for mono in _decode(file, name))
         if frames == 0:
             raise AudioError(f"{name}: holds no samples (0 s of audio)")
         return frames / file.samplerate
@@ -231,7 +253,7 @@ def describe_source(source: Any) -> str:
     return name if isinstance(name, str) else f"audio from a {type(source).__name__}"
 
 
-def _open(source: AudioSource, name: str) -> soundfile.SoundFile:
+def _open(source: AudioSource, name: str) -> _SequentialFile:
     opened: Any
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
@@ -243,9 +265,11 @@ def _open(source: AudioSource, name: str) -> soundfile.SoundFile:
             raise AudioError(f"{name}: no such file") from None
         except (OSError, ValueError) as error:  # ValueError: a path with a null byte
             raise AudioError(f"{name}: cannot be read ({_reason(error)})") from error
+        if not path.is_file():
+            raise AudioError(f"{name}: is a pipe or a device, not an audio file")
         if num_bytes == 0:
             raise AudioError(f"{name}: is empty (0 bytes)")
-        opened = str(path)
+        opened = os.fsencode(path) if os.name == "posix" else str(path)  # a name need not be UTF-8
     elif isinstance(source, (bytes, bytearray, memoryview)):
         opened = io.BytesIO(source)
     elif hasattr(source, "read"):
@@ -253,6 +277,8 @@ def _open(source: AudioSource, name: str) -> soundfile.SoundFile:
         if isinstance(opened, io.TextIOBase):
             raise AudioError(f'{name}: is open as text; open it with mode "rb"')
         opened.seek(0)
+        if not isinstance(opened, io.BytesIO):
+            opened = _WatchedFile(opened)
     else:
         raise AudioError(
             f"{name}: audio must be a path, bytes or a binary file object, not {type(source).__name__}"
@@ -261,6 +287,7 @@ def _open(source: AudioSource, name: str) -> soundfile.SoundFile:
         raise AudioError(f"{name}: is empty (0 bytes)")
     try:
         file = _SequentialFile(opened)
+        file.watched = opened if isinstance(opened, _WatchedFile) else None
     # soundfile takes a name that ends in .raw for headerless samples and asks for a rate with TypeError.
     except (soundfile.LibsndfileError, RuntimeError, TypeError, OSError) as error:
         raise AudioError(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import re
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, BinaryIO
 
 import numpy as np
 
@@ -23,6 +27,8 @@ SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
 )
 HEADER_BYTES = 16
 BLOCK_BYTES = 1 << 17
+ERROR_BYTES = 1 << 12
+COMPONENT = re.compile(r"^\[[^]]* @ 0x[0-9a-f]+\] ")  # which part of ffmpeg speaks
 FORMATS_WITH_FFMPEG = "M4A, MP4, WebM, Matroska, AAC, WMA and AMR"
 
 
@@ -34,16 +40,19 @@ def demuxer_for(header: bytes) -> str | None:
     return None
 
 
-def decode_with_ffmpeg(source: str | bytes, demuxer: str, sampling_rate: int) -> Iterator[np.ndarray]:
+def decode_with_ffmpeg(
+    source: str | bytes | BinaryIO, demuxer: str, sampling_rate: int
+) -> Iterator[np.ndarray]:
     """Blocks of the mono waveform at `sampling_rate`: float32 (N,).
 
     Args:
-        source: a path, or the encoded bytes (laid into a temporary file: MP4 has to be read back and forth).
+        source: a path, or the encoded bytes or a file object from its place on (laid into a temporary file, block by
+            block: MP4 has to be read back and forth).
         demuxer: as `demuxer_for` returned it.
 
     Raises:
         OSError: there is no ffmpeg; the message says how to get one.
-        ValueError: ffmpeg cannot decode the audio; the message is its own last line.
+        ValueError: ffmpeg cannot decode the audio; the message is its own first line.
     """
     program = shutil.which("ffmpeg")
     if program is None:
@@ -52,17 +61,24 @@ def decode_with_ffmpeg(source: str | bytes, demuxer: str, sampling_rate: int) ->
             "(apt install ffmpeg, brew install ffmpeg, winget install ffmpeg), or convert the file elsewhere to FLAC"
         )
     with contextlib.ExitStack() as stack:
-        if isinstance(source, bytes):
+        if isinstance(source, str):
+            path = source
+        else:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             path = str(folder / "audio")
-            Path(path).write_bytes(source)
-        else:
-            path = source
-        errors = stack.enter_context(tempfile.TemporaryFile())
+            with open(path, "wb") as copy:
+                shutil.copyfileobj(
+                    io.BytesIO(source) if isinstance(source, bytes) else source, copy, BLOCK_BYTES
+                )
         command = [program, "-nostdin", "-v", "error", "-protocol_whitelist", "file", "-f", demuxer]
         command += ["-i", f"file:{path}", "-map", "0:a:0", "-ac", "1", "-ar", str(sampling_rate)]
-        process = subprocess.Popen([*command, "-f", "f32le", "pipe:1"], stdout=subprocess.PIPE, stderr=errors)
-        assert process.stdout is not None
+        process = subprocess.Popen(
+            [*command, "-f", "f32le", "pipe:1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stdout is not None and process.stderr is not None
+        words = bytearray()
+        listener = threading.Thread(target=_keep_beginning, args=(process.stderr, words), daemon=True)
+        listener.start()
         try:
             while data := process.stdout.read(BLOCK_BYTES):
                 yield np.frombuffer(data[: len(data) // 4 * 4], dtype="<f4")
@@ -71,8 +87,14 @@ def decode_with_ffmpeg(source: str | bytes, demuxer: str, sampling_rate: int) ->
             process.kill()
             process.wait()
             process.stdout.close()
+            listener.join()
+            process.stderr.close()
         if failed:
-            errors.seek(0)
-            lines = errors.read().decode(errors="replace").strip().splitlines()
-            reason = lines[-1].removeprefix(f"file:{path}: ") if lines else "ffmpeg failed without a word"
-            raise ValueError(reason)
+            first, *_ = [*words.decode(errors="replace").strip().splitlines(), "ffmpeg failed without a word"]
+            raise ValueError(COMPONENT.sub("", first).removeprefix(f"file:{path}: "))
+
+
+def _keep_beginning(stream: IO[bytes], kept: bytearray) -> None:
+    """Reads a stream to its end, and keeps the first of it: a damaged file has more complaints than audio."""
+    while data := stream.read(BLOCK_BYTES):
+        kept += data[: max(0, ERROR_BYTES - len(kept))]

@@ -92,8 +92,10 @@ class TranscriptGeneration(GenerationMixin):
             None if log_probabilities is None else speech_evidence(log_probabilities, audio.frame_lengths)
         )
         criteria = list(stopping_criteria or [])
-        given = kwargs.get("generation_config")
-        if not any(kwargs.get(key) or getattr(given, key, None) for key in ("max_new_tokens", "max_length")):
+        limit = self._given_limit(kwargs)
+        if limit is not None:
+            kwargs["max_new_tokens"] = limit
+        else:
             limits = new_token_limits(self.config, audio.frame_lengths, characters)
             kwargs["max_new_tokens"] = int(limits.max())
             criteria.append(ClipLengthCriteria(limits))
@@ -125,6 +127,18 @@ class TranscriptGeneration(GenerationMixin):
             stopping_criteria=StoppingCriteriaList(criteria),
             **kwargs,
         )
+
+    @staticmethod
+    def _given_limit(kwargs: dict[str, Any]) -> int | None:
+        """Takes `max_length` out of the options: of it, transformers would subtract the prompt of the longest clip."""
+        of_config = kwargs.get("generation_config")
+        length = kwargs.pop("max_length", None)
+        values = [kwargs.get("max_new_tokens"), length]
+        values += [getattr(of_config, key, None) for key in ("max_new_tokens", "max_length")]
+        limit = next((value for value in values if value is not None), None)
+        if limit is not None and limit < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {limit}")
+        return limit
 
     def _hear(
         self, audio: Any, log_probabilities: Tensor | None, tokenizer: Any

@@ -74,7 +74,7 @@ class Recognition:
 
     @property
     def words(self) -> list[TimedWord]:
-        """All words with their times. Empty where times were not asked for."""
+        """All words with their times, where times were asked for; else those of windows that overlap others."""
         return [word for segment in self.segments for word in segment.words or []]
 
 
@@ -86,6 +86,7 @@ class Piece:
     text: str = ""
     words: list[TimedWord] | None = None
     failure: Exception | None = None
+    decoded: bool = False  # windows without speech never reach the decoder
 
 
 class Recogniser:
@@ -222,7 +223,7 @@ class Recogniser:
             return error
         ordered = [piece for start in sorted(pieces) for piece in pieces[start]]
         failures = [piece.failure for piece in ordered if piece.failure is not None]
-        if failures and len(failures) == len(ordered):
+        if failures and not any(piece.decoded for piece in ordered):  # nothing of what was said
             return failures[0]
         return merge(ordered)
 
@@ -237,7 +238,7 @@ class Recogniser:
             return []
         try:
             pieces = self._attempt(windows)
-            self._succeeded = True
+            self._succeeded |= any(piece.decoded for piece in pieces)
             return [[piece] for piece in pieces]
         except Exception as error:
             failure = error
@@ -280,7 +281,7 @@ class Recogniser:
         ids = getattr(ids, "sequences", ids)  # (B, T)
         texts = self.processor.batch_decode(ids)
         for row, text in zip(rows.tolist(), texts, strict=True):
-            pieces[row].text = text
+            pieces[row].text, pieces[row].decoded = text, True
         timed = [i for i, row in enumerate(rows.tolist()) if self._needs_times(windows[row])]
         if timed:
             written = None
@@ -434,8 +435,8 @@ def separate(first: Piece, second: Piece) -> tuple[Piece, Piece]:
     """Two pieces that follow each other, each with its own words alone."""
     if second.window.start >= first.window.end:
         return first, second  # they meet at a cut
-    if first.words is None or second.words is None:
-        return first, second  # one has failed, or heard nobody: the other keeps all that it has
+    if not first.words or not second.words:
+        return first, second  # one has failed, or wrote nothing: the other keeps all that it has
     border = _border(first, second)
     return _cut(first, None, border), _cut(second, border, None)
 

@@ -10,7 +10,13 @@ import soxr
 from torch.utils.data import Dataset
 from transformers import Pipeline
 
-from .asr_audio import SAMPLING_RATE, check_samples, read_blocks
+from .asr_audio import (
+    HIGHEST_SAMPLING_RATE,
+    LOWEST_SAMPLING_RATE,
+    SAMPLING_RATE,
+    check_samples,
+    read_blocks,
+)
 from .asr_longform import Blocks, Recogniser, Recognition
 
 DEFAULT_BATCH_SIZE = 8
@@ -133,23 +139,32 @@ def audio_blocks(inputs: Any) -> Blocks:
         array = inputs.get("array", inputs.get("raw"))
         if array is None or "sampling_rate" not in inputs:
             raise ValueError('a dict of audio needs "array" (or "raw") and "sampling_rate"')
-        yield _mono(np.asarray(array), int(inputs["sampling_rate"]))
+        yield _mono(np.asarray(array), inputs["sampling_rate"])
     elif isinstance(inputs, np.ndarray):
         yield _mono(inputs, SAMPLING_RATE)
     elif type(inputs).__module__.startswith("torch") and hasattr(inputs, "detach"):
-        yield _mono(inputs.detach().cpu().numpy(), SAMPLING_RATE)
+        samples = inputs.detach().cpu()
+        yield _mono((samples.float() if samples.is_floating_point() else samples).numpy(), SAMPLING_RATE)
     else:
         yield from read_blocks(inputs)
 
 
-def _mono(array: np.ndarray, sampling_rate: int) -> np.ndarray:
+def _mono(array: np.ndarray, sampling_rate: Any) -> np.ndarray:
     """Integers scaled to [-1, 1), channels averaged, rate changed: float32 (S,)."""
     if array.ndim not in (1, 2) or array.size == 0:
         raise ValueError(
             f"an array of audio has the shape (samples,) or (channels, samples), got {array.shape}"
         )
-    if sampling_rate <= 0:
-        raise ValueError(f"sampling_rate must be positive, got {sampling_rate}")
+    try:
+        sampling_rate = int(sampling_rate)
+    except (TypeError, ValueError, OverflowError):
+        sampling_rate = 0
+    if not LOWEST_SAMPLING_RATE <= sampling_rate <= HIGHEST_SAMPLING_RATE:
+        raise ValueError(
+            f"sampling_rate must be a number from {LOWEST_SAMPLING_RATE:,} to {HIGHEST_SAMPLING_RATE:,}"
+        )
+    if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
+        raise ValueError(f"an array of audio holds numbers, not {array.dtype}")
     if array.dtype in (np.int64, np.uint64):  # what numpy makes of a list of whole numbers
         raise ValueError("64-bit integers have no full scale: give int16, or floats between -1 and 1")
     if np.issubdtype(array.dtype, np.integer):

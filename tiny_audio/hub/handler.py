@@ -123,15 +123,15 @@ GENERATION: dict[str, Callable[[Any], Any]] = {
     "length_penalty": _number(-10, 10),
     "early_stopping": _boolean,
     "do_sample": _boolean,
-    "temperature": _number(0, 10, above=True),
+    "temperature": _number(0.01, 10),
     "top_k": _number(1, 1000, whole=True),
     "top_p": _number(0, 1, above=True),
-    "repetition_penalty": _number(0, 10, above=True),
+    "repetition_penalty": _number(0.1, 10),
     "no_repeat_ngram_size": _number(0, 100, whole=True),
 }
 PARAMETERS: dict[str, Callable[[Any], Any]] = {
     "return_timestamps": _timestamps,
-    "chunk_length_s": _number(0, 3600, above=True),
+    "chunk_length_s": _number(1, 3600),
     "stride_length_s": _overlap,
     "batch_size": _number(1, 64, whole=True),
     **GENERATION,
@@ -265,7 +265,10 @@ def _kind(value: Any) -> str:
 
 def _shown(value: Any) -> str:
     """A name or a parameter for a message: short, on one line, and never the content of audio or text."""
-    text = ascii(value) if isinstance(value, (str, int, float, bool)) else _kind(value)
+    try:
+        text = ascii(value) if isinstance(value, (str, int, float, bool)) else _kind(value)
+    except ValueError:  # Python writes no integer of thousands of digits
+        text = "a huge number"
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
@@ -397,7 +400,11 @@ class EndpointHandler:
         if not recordings:
             return []
         try:
-            return self.pipeline(recordings, **parameters)
+            answers = self.pipeline(recordings, **parameters)
+            for answer in answers:
+                for problem in answer.get("problems", ()):  # whose reasons are an exception's own words
+                    problem["reason"] = "could not be recognised"
+            return answers
         except Exception as error:
             if len(recordings) > 1:  # each alone, so that only those fail that must
                 return [answer for one in recordings for answer in self._recognise([one], parameters)]

@@ -130,7 +130,7 @@ class Service:
             if isinstance(first, Exception):
                 raise as_api_error(first)
             if options.stream:
-                return EventStream(events.all(first), stack.pop_all(), headers)
+                return EventStream(events.all(first), stack.pop_all(), headers, deadline)
             assert not isinstance(first, str)
             body, media_type = await asyncio.to_thread(render, first, options, self.encode)
             headers |= shown_problems(first.problems)
@@ -150,23 +150,37 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[Event], stack: contextlib.ExitStack, headers: dict[str, str]):
+    def __init__(
+        self,
+        events: AsyncIterator[Event],
+        stack: contextlib.ExitStack,
+        headers: dict[str, str],
+        deadline: Deadline,
+    ):
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
         del self.headers["content-length"]
-        self.events, self.stack = events, stack
+        self.events, self.stack, self.deadline = events, stack, deadline
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def tell(body: bytes, more: bool = True) -> None:
+            """Waits for a client that does not read, but not past the deadline and a moment for the last word."""
+            async with asyncio.timeout(self.deadline.left + LINGER_SECONDS):
+                await send({"type": "http.response.body", "body": body, "more_body": more})
+
         with self.stack:
             await send(
                 {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
             )
             try:
-                async for found in self.events:
-                    await send({"type": "http.response.body", "body": self._write(found), "more_body": True})
-            except ApiError as error:
-                scope["log"]["error"] = error.code
-                await send({"type": "http.response.body", "body": event(error.body), "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+                try:
+                    async for found in self.events:
+                        await tell(self._write(found))
+                except ApiError as error:
+                    scope["log"]["error"] = error.code
+                    await tell(event(error.body))
+                await tell(b"", more=False)
+            except TimeoutError:  # without a last chunk, the client knows that it has not got all
+                scope["log"]["error"] = "client_stalled"
 
     def _write(self, found: Event) -> bytes:
         if isinstance(found, str):
@@ -213,7 +227,7 @@ def create_app(service: Service) -> FastAPI:
             raise ApiError(404, "model_not_found", f'This server has "{service.model_name}"', param="model")
         return card
 
-    @app.get(HEALTH)
+    @app.api_route(HEALTH, methods=["GET", "HEAD"])
     async def health() -> Response:
         state = "draining" if service.draining else "ok" if service.engine.alive else "failed"
         return JSONResponse({"status": state}, 200 if state == "ok" else 503)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import os
 import signal
@@ -24,6 +25,7 @@ KEY_VARIABLE = "TINY_AUDIO_API_KEY"
 PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 # Proxies keep idle connections for a minute; a server that lets go first makes them answer 502 now and then.
 KEEP_ALIVE_SECONDS = 75
+HEADER_SECONDS = 20  # for a connection's first request to say what it wants
 READERS = 2
 MOST_WORKERS = 2
 
@@ -99,6 +101,10 @@ def read_key() -> str | None:
     key = os.environ.get(KEY_VARIABLE)
     if key is not None and not key.strip():
         raise UserError(f"{KEY_VARIABLE} is set but empty: give it a key, or unset it to serve everyone.")
+    try:
+        (key or "").encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{KEY_VARIABLE} is not UTF-8 text, which a client could not send.") from None
     return None if key is None else key.strip()
 
 
@@ -163,6 +169,7 @@ def run(
     service = Service(
         engine, name, Limits(max_queue, int(max_upload_megabytes * 1e6), request_timeout), api_key
     )
+    raise_file_limit()
     config = uvicorn.Config(
         create_app(service),
         log_config=None,
@@ -171,6 +178,8 @@ def run(
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=5,  # after the last answer: for connections that do not close
     )
+    config.load()
+    config.http_protocol_class = impatient(config.http_protocol_class)
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     if api_key is None and not host.startswith(("127.", "::1")):
@@ -182,6 +191,31 @@ def run(
     server = make_server(config, service, lambda: print(greeting, flush=True))
     server.run(sockets=[listener])
     print("stopped", flush=True)
+
+
+def raise_file_limit() -> None:
+    """As many open files as the system allows: each connection is one, and 1,024 are soon taken."""
+    if os.name == "posix":
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.suppress(ValueError, OSError):  # macOS has a limit of its own below "unlimited"
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def impatient(protocol: type) -> type:
+    """uvicorn's protocol, but connections that have sent no whole header after a while are closed."""
+
+    class Impatient(protocol):  # type: ignore[misc]
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.loop.call_later(HEADER_SECONDS, self.close_unless_asked)
+
+        def close_unless_asked(self) -> None:
+            if self.cycle is None and not self.transport.is_closing():
+                self.transport.close()
+
+    return Impatient
 
 
 def make_server(config: Any, service: Service, started: Callable[[], None]) -> Any:
@@ -196,7 +230,13 @@ def make_server(config: Any, service: Service, started: Callable[[], None]) -> A
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             self.loop = asyncio.get_running_loop()
-            await super().startup(sockets)
+            try:
+                await super().startup(sockets)
+            except OSError as error:
+                reason = error.strerror or error
+                raise UserError(
+                    f"Cannot listen: {reason}. Another server took the port meanwhile."
+                ) from error
             started()
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -8,7 +8,10 @@ import sys
 import time
 from traceback import format_tb
 
-LOGGERS = ("tiny_audio", "uvicorn.error")
+LOGGERS = ("tiny_audio", "uvicorn.error", "asyncio", "python_multipart")
+SECONDS_BETWEEN = (
+    1.0  # of lines of one place in the code of others: out of sockets, each attempt to accept fails
+)
 
 
 class JsonFormatter(logging.Formatter):
@@ -28,6 +31,21 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line)
 
 
+class NotAgain(logging.Filter):
+    """Lets one place in the code speak once in `SECONDS_BETWEEN`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._spoke: dict[tuple[str, int], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        place = (record.pathname, record.lineno)
+        may_speak = record.created - self._spoke.get(place, 0.0) >= SECONDS_BETWEEN
+        if may_speak:
+            self._spoke[place] = record.created
+        return may_speak
+
+
 def write_logs() -> None:
     """Send the logs of the server to standard error."""
     handler = logging.StreamHandler(sys.stderr)
@@ -36,4 +54,7 @@ def write_logs() -> None:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.INFO)
+    for name in ("asyncio", "python_multipart"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).addFilter(NotAgain())
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # its start and end are said by us

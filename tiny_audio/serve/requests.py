@@ -21,6 +21,8 @@ from tiny_audio.serve.errors import CLIENT_LEFT, ApiError
 MOST_FIELDS = 64
 MOST_FIELD_BYTES = 65_536
 FORM_BYTES = 1_000_000  # of the form beside the file
+# A client that sends nothing for so long has gone, or means no good: its place is others'.
+IDLE_UPLOAD_SECONDS = 30.0
 BODY_IS_READ = "tiny_audio.body_is_read"
 
 
@@ -66,6 +68,8 @@ async def read_form(request: Request, max_upload_bytes: int, deadline: Deadline)
         raise deadline.error(upload=True) from None
     except HTTPException as error:
         raise ApiError(400, "invalid_form", f"The form cannot be read: {error.detail}") from None
+    except (ValueError, LookupError):  # of its character set
+        raise ApiError(400, "invalid_form", "The form cannot be read: send its texts as UTF-8") from None
     except ClientDisconnect:
         raise client_left() from None
     return form
@@ -92,7 +96,12 @@ def _limited(request: Request, limit: int, max_upload_bytes: int) -> Receive:
 
     async def receive() -> Message:
         nonlocal num_bytes
-        message = await request.receive()
+        try:
+            async with asyncio.timeout(IDLE_UPLOAD_SECONDS):
+                message = await request.receive()
+        except TimeoutError:
+            text = f"Nothing of the upload came for {IDLE_UPLOAD_SECONDS:g} s"
+            raise ApiError(408, "upload_timeout", text) from None
         num_bytes += len(message.get("body", b""))
         if num_bytes > limit:
             raise _too_large(max_upload_bytes)
