@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
+import os
+import shutil
 import struct
+import subprocess
+import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from tests.tiny_models import noise
 from tiny_audio.hub.asr_audio import SAMPLING_RATE, AudioError, audio_seconds, load_audio
 
 FORMATS = {
@@ -226,3 +233,81 @@ def test_an_empty_file_is_named_once(tmp_path: Path) -> None:
     with pytest.raises(AudioError) as caught:
         load_audio(tmp_path / "empty.wav")
     assert str(caught.value) == f"{tmp_path / 'empty.wav'}: is empty (0 bytes)"
+
+
+class Breaks(io.BytesIO):
+    """A file object whose connection is lost half way. A subclass, so that it is not taken for bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.half = len(data) // 2
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.tell() > self.half:
+            raise OSError("connection reset")
+        return super().read(size)
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+@pytest.mark.parametrize(("kind", "subtype"), [("WAV", None), ("FLAC", None), ("OGG", "VORBIS")])
+def test_a_file_object_that_breaks_is_an_error_and_not_a_shorter_recording(kind: str, subtype: str) -> None:
+    data = encoded(tone(60.0, 16000), 16000, kind, subtype)
+    with pytest.raises(AudioError, match=r"cannot be read after .* s \(connection reset\)"):
+        load_audio(Breaks(data))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for read in (load_audio, audio_seconds):
+        with pytest.raises(AudioError, match="is a pipe or a device"):
+            read(tmp_path / "pipe")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+def test_a_name_that_is_no_text_can_be_read(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/caf\xe9.flac"
+    Path(os.fsdecode(path)).write_bytes(encoded(tone(1.0, 16000), 16000, "FLAC"))
+    assert len(load_audio(os.fsdecode(path))) == 16000 and audio_seconds(os.fsdecode(path)) == 1.0
+
+
+def test_a_length_that_has_to_be_counted_stops_at_the_damage() -> None:
+    data = bytearray(encoded(tone(20.0, 16000) + 0.1 * noise(20.0)[:, None], 16000, "FLAC"))
+    data[21] &= 0xF0  # the number of samples in STREAMINFO: 36 bits of zeros say that nobody knows
+    data[22:26] = bytes(4)
+    whole = audio_seconds(bytes(data))
+    middle = len(data) // 2
+    data[middle : middle + 2000] = b"\xff" * 2000
+    assert whole == pytest.approx(20.0, abs=0.3) and 5 < audio_seconds(bytes(data)) <= whole
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
+def test_what_ffmpeg_cannot_do_is_said_in_its_first_words(tmp_path: Path) -> None:
+    silent = tmp_path / "silent.mp4"
+    command = [
+        "ffmpeg",
+        "-v",
+        "error",
+        "-f",
+        "lavfi",
+        "-i",
+        "color=s=16x16:d=1",
+        "-c:v",
+        "mpeg4",
+        str(silent),
+    ]
+    subprocess.run(command, check=True)
+    with pytest.raises(
+        AudioError, match=r"silent.mp4: cannot be decoded \(Stream map '' ?matches no streams|0:a:0"
+    ):
+        load_audio(silent)
+    junk = b"\xff\xf1\x50\x80\x02\x1f\xfc" * 200_000  # frames of AAC with nothing right in them
+    tracemalloc.start()
+    with contextlib.suppress(AudioError):
+        load_audio(io.BytesIO(junk))
+    assert tracemalloc.get_traced_memory()[1] < 30e6, "what it complains of is not kept"
+    tracemalloc.stop()

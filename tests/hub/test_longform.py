@@ -233,6 +233,14 @@ def test_a_model_that_always_fails_raises_its_error(
     assert len(recogniser.batches) < 60, "it is not tried on every window of every recording"
 
 
+@pytest.mark.parametrize("seconds", [0, 20])
+def test_silence_before_speech_that_fails_does_not_make_it_an_empty_text(seconds: int) -> None:
+    model, processor = parts()
+    recording = np.concatenate([np.zeros(seconds * SAMPLING_RATE, np.float32), known_clips()[0][1]])
+    with pytest.raises((ValueError, TypeError), match="num_baems"):
+        transcribe_waveforms(model, processor, [recording], num_baems=3)
+
+
 def test_wrong_options_of_generate_raise_at_once() -> None:
     model, processor = parts()
     with pytest.raises((ValueError, TypeError), match="num_baems"):

@@ -544,3 +544,25 @@ def test_the_seeds_experiments_run_without_our_package_and_without_ffmpeg(tmp_pa
     processor.save_pretrained(folder)
     output = run_outside(EXPERIMENTS, str(folder), str(path), folder=tmp_path, PATH=str(tmp_path))
     assert f"RESULT {text} | {text} | {text}" in output
+
+
+def test_max_length_is_what_each_clip_may_grow_to_whatever_its_batch_mates() -> None:
+    """transformers would take the prompt of the longest clip off it."""
+    short, long = known_clips()[0][1], np.concatenate([known_clips()[0][1]] * 3)
+    alone = pipe()(short, max_new_tokens=3)["text"]
+    assert alone and alone != TEXT
+    for options in ({"max_length": 3}, {"generation_config": GenerationConfig(max_length=3)}):
+        assert pipe()(short, generate_kwargs=options)["text"] == alone
+        assert pipe()([short, long], generate_kwargs=options, batch_size=2)[0]["text"] == alone
+    with pytest.raises(ValueError, match="max_new_tokens must be at least 1"):
+        pipe()(short, max_new_tokens=0)
+
+
+def test_arrays_are_held_to_the_rates_of_files_and_hold_numbers() -> None:
+    for rate in (1, 10**9, None, "fast"):
+        with pytest.raises(ValueError, match="sampling_rate must be a number from 4,000 to 768,000"):
+            list(audio_blocks({"array": WAVEFORM, "sampling_rate": rate}))
+    with pytest.raises(ValueError, match="holds numbers, not <U3"):
+        list(audio_blocks({"array": np.array(["one"]), "sampling_rate": 16000}))
+    (block,) = audio_blocks(torch.from_numpy(WAVEFORM).bfloat16())
+    assert block.dtype == np.float32 and np.abs(block - WAVEFORM).max() < 0.02

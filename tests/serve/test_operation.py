@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import io
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,18 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from starlette.types import Message, Scope
 
 from tests.hub.recordings import trained_model
 from tests.serve.serving import MODEL, PATH, Running, clip, hiss, long_recording, offline, running, until
 from tests.tiny_models import SAMPLING_RATE
 from tiny_audio.cli import main
+from tiny_audio.errors import UserError
 from tiny_audio.hub.asr_windows import Window
-from tiny_audio.serve import command
+from tiny_audio.serve import app, command, requests
 from tiny_audio.serve.engine import Job, Kind, _Ticket, choose_batch
-from tiny_audio.serve.logs import JsonFormatter
+from tiny_audio.serve.logs import JsonFormatter, NotAgain
+from tiny_audio.serve.requests import Deadline
 
 BOUNDARY = "boundary"
 
@@ -126,6 +130,87 @@ def test_a_stream_that_takes_too_long_ends_with_an_error() -> None:
         )
         with pytest.raises(openai.APIError, match="longer than the limit of 5 s"):
             list(stream)
+
+
+def test_a_client_that_does_not_read_its_stream_loses_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "LINGER_SECONDS", 0.1)
+    places: list[str] = []
+
+    async def read_nothing(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    async def events() -> AsyncIterator[str]:
+        yield "one"
+
+    scope: Scope = {"type": "http", "log": {}}
+    stack = contextlib.ExitStack()
+    stack.callback(places.append, "free")
+    stream = app.EventStream(events(), stack, {}, Deadline(0.1))
+    asyncio.run(asyncio.wait_for(stream(scope, None, read_nothing), 10))  # type: ignore[arg-type]
+    assert places == ["free"] and scope["log"]["error"] == "client_stalled"
+
+
+def test_an_upload_that_stops_in_the_middle_gives_its_place_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "IDLE_UPLOAD_SECONDS", 0.3)
+    with running(max_requests=1) as server:
+        status, data = answer(begin_upload(server, 1000, b"--" + BOUNDARY.encode()))
+        assert status == 408 and b"Nothing of the upload came for 0.3 s" in data
+        assert server.post(clip(0)[0]).json()["text"] == clip(0)[1]
+
+
+def test_connections_that_never_ask_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "HEADER_SECONDS", 0.5)
+    closed: list[float] = []
+
+    class Protocol:
+        loop, cycle, transport = asyncio.new_event_loop(), None, None
+
+        def connection_made(self, transport: Any) -> None:
+            self.transport = transport
+
+    class Transport:
+        def is_closing(self) -> bool:
+            return bool(closed)
+
+        def close(self) -> None:
+            closed.append(time.monotonic())
+
+    waiting, asking = command.impatient(Protocol)(), command.impatient(Protocol)()
+    loop = Protocol.loop
+    waiting.connection_made(Transport())
+    loop.run_until_complete(asyncio.sleep(0.7))
+    assert len(closed) == 1
+    closed.clear()
+    asking.connection_made(Transport())
+    asking.cycle = object()
+    loop.run_until_complete(asyncio.sleep(0.7))
+    loop.close()
+    assert not closed
+
+
+def test_a_log_that_repeats_itself_is_thinned_out() -> None:
+    again = NotAgain()
+    record = logging.LogRecord("asyncio", logging.ERROR, "selector_events.py", 200, "no socket", (), None)
+    other = logging.LogRecord("asyncio", logging.ERROR, "selector_events.py", 300, "no loop", (), None)
+    assert [again.filter(record), again.filter(record), again.filter(other)] == [True, False, True]
+    record.created += 2
+    assert again.filter(record)
+
+
+def test_odd_requests_are_the_clients_fault_and_health_answers_head() -> None:
+    with running() as server:
+        body = b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n--x--\r\n'
+        headers = {"Content-Type": "multipart/form-data; boundary=x; charset=undefined"}
+        refused = httpx.post(server.url + PATH, content=body, headers=headers)
+        assert refused.status_code == 400 and refused.json()["error"]["code"] == "invalid_form"
+        assert httpx.head(f"{server.url}/health").status_code == 200
+
+
+def test_a_key_that_no_client_could_send_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINY_AUDIO_API_KEY", "k\udce9y")
+    with pytest.raises(UserError, match="is not UTF-8 text"):
+        command.read_key()
 
 
 # Uploads -------------------------------------------------------------------------------------------------------------

@@ -64,11 +64,21 @@ class _WatchedFile:
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, size: int = -1) -> bytes:
+        return self._tried(self._file.read, size) or b""
+
+    def readinto(self, buffer: Any) -> int:
+        if hasattr(self._file, "readinto"):
+            return self._tried(self._file.readinto, buffer) or 0
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def _tried(self, function: Any, argument: Any) -> Any:
         try:
-            return b"" if self.error else self._file.read(size)
+            return None if self.error else function(argument)
         except Exception as error:  # a file object may be anything: an archive, a network
             self.error = error
-            return b""
+            return None
 
 
 def load_audio(
@@ -277,7 +287,7 @@ def _open(source: AudioSource, name: str) -> _SequentialFile:
         if isinstance(opened, io.TextIOBase):
             raise AudioError(f'{name}: is open as text; open it with mode "rb"')
         opened.seek(0)
-        if not isinstance(opened, io.BytesIO):
+        if type(opened) is not io.BytesIO:
             opened = _WatchedFile(opened)
     else:
         raise AudioError(
