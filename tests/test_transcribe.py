@@ -250,3 +250,26 @@ def test_a_file_name_that_is_not_unicode(listener: None, capsys: pytest.CaptureF
     name = "\udcff.wav"
     assert main(["transcribe", "model", "--json", name, "c.wav"]) == 2
     assert json.loads(capsys.readouterr().out.splitlines()[1])["text"] == "six"
+
+
+def test_a_name_of_any_characters_stays_on_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = "new\nline\ttab\x1b[31m.wav"
+    write_clip(tmp_path / odd, 4000)
+    for transcript in transcribe_files(Listener, [odd, "b.wav"]):
+        transcribe.print_transcript(transcript, transcribe.Format(), sys.stdout, several=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and lines[0].endswith("\tone two three") and "\x1b" not in lines[0]
+
+
+def test_closed_standard_input_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UserError, match=r"Standard input .* is closed"):
+        list(transcribe_files(Listener, ["-"]))
+
+
+def test_two_of_many_files_with_one_target_are_named() -> None:
+    paths = [f"{n % 5000}/{n}.wav" for n in range(20000)] + ["other/7.flac"]
+    with pytest.raises(UserError, match=r"7/7.wav and other/7.flac would both be written to out/7.txt"):
+        transcribe.output_files(Path("out"), paths, "txt")
