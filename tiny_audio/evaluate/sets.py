@@ -10,7 +10,8 @@ from typing import Any
 
 from tiny_audio.errors import UserError
 from tiny_audio.evaluate.clips import AudioReader
-from tiny_audio.evaluate.page import percent, write_page
+from tiny_audio.evaluate.leaderboard_page import percent
+from tiny_audio.evaluate.page import write_page
 from tiny_audio.evaluate.report import in_columns
 from tiny_audio.evaluate.results import METRICS_FILE, PAGE_FILE, EvalResult
 from tiny_audio.evaluate.scoring import summarize
@@ -34,8 +35,8 @@ def format_macro_table(results: Sequence[EvalResult]) -> str:
     cells = [
         [
             result.data,
-            f"{100 * result.metrics.wer:.2f}%",
-            f"({100 * result.metrics.wer_ci95[0]:.2f}% to {100 * result.metrics.wer_ci95[1]:.2f}%)",
+            percent(result.metrics.wer),
+            f"({percent(result.metrics.wer_ci95[0])} to {percent(result.metrics.wer_ci95[1])})",
             f"{result.metrics.num_samples:,} utterances",
             f"{result.metrics.reference_words:,} words",
             f"{len(result.failed):,} failed" if result.failed else "",
@@ -43,7 +44,7 @@ def format_macro_table(results: Sequence[EvalResult]) -> str:
         for result in results
     ]
     number = f"{len(results)} set{'s' * (len(results) != 1)}"
-    return in_columns([*cells, ["average", f"{100 * macro_average(results):.2f}%", "", number, "", ""]])
+    return in_columns([*cells, ["average", percent(macro_average(results)), "", number, "", ""]])
 
 
 def write_summary(
