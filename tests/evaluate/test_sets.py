@@ -76,7 +76,7 @@ def test_a_batch_that_was_stopped_in_its_second_set_recognises_the_first_once(
     assert metrics["macro_average_wer"] == pytest.approx((1 / 6 + 1 / 3) / 2)
     assert [each["data"] for each in metrics["sets"]] == ["a", "b"]
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert "By set" in page and "Average of the sets" in page and "25.0%" in page
+    assert "By set" in page and "Average of the sets" in page and "25.00%" in page
     assert page.count("data:audio") == 2  # the two clips with errors can be heard
     assert "average" in (folder / "summary.txt").read_text(encoding="utf-8")
     assert not list(tmp_path.rglob(".transcripts.jsonl"))
