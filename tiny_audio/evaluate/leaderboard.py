@@ -100,11 +100,13 @@ def check_command() -> None:
     """Check every row, and that the page and the drawing are what the rows give."""
     root = find_root()
     rows, problems = read_rows(root / DATA_FILE)
-    problems += [
-        f"{row['model']} on {row['set']}: the repository has no commit {row['git_hash']}"
-        for row in rows
-        if row["state"] == VERIFIED and is_in_history(root, row["git_hash"]) is False
-    ]
+    verified = [row for row in rows if row["state"] == VERIFIED]
+    strange = [row for row in verified if is_in_history(root, row["git_hash"]) is False]
+    if len(strange) < len(verified):  # else this is a copy of the files in another repository
+        problems += [
+            f"{row['model']} on {row['set']}: the repository has no commit {row['git_hash']}"
+            for row in strange
+        ]
     if not problems:
         for path, content in generated(rows).items():
             if path != DATA_FILE and _read_bytes(root / path) != content.encode():
