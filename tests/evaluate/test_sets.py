@@ -36,6 +36,9 @@ def test_the_average_of_sets_is_that_of_their_rates(tmp_path: Path) -> None:
     assert len(lines) == 3 and "16.67%" in lines[0] and "33.33%" in lines[1] and "25.00%" in lines[2]
     with pytest.raises(UserError):
         macro_average([])
+    listener = Listener({**ANSWERS, 8000: RuntimeError("too loud")})
+    failed = evaluate(listener, open_source(tmp_path / "a"), model_name="x", normalizer="basic")
+    assert "1 failed" in format_macro_table([failed, second]).splitlines()[0]
     joined = join_sets({"a": first, "b": second})
     assert joined.metrics.wer == pytest.approx(2 / 9) and joined.metrics.num_samples == 5
     assert [utterance.id for utterance in joined.utterances][-1] == "b/c2"

@@ -103,11 +103,9 @@ class Muon(torch.optim.AdamW):
             if weight.grad is None:
                 continue
             state = self.state[weight]
-            if (
-                "neurons" not in state
-            ):  # "step" is not used here, but AdamW looks for it when a state is loaded
+            if "neurons" not in state:
                 state |= {
-                    "step": torch.zeros(()),
+                    "step": torch.zeros(()),  # not used here, but AdamW looks for it when a state is loaded
                     "momentum": torch.zeros_like(weight),
                     "neurons": weight.new_zeros(len(weight), 1),
                 }
