@@ -121,18 +121,19 @@ def test_a_run_with_a_skipped_step_resumes_bit_equal(broken: Path, tmp_path: Pat
         int(path.name.removeprefix("step-")) for path in list_checkpoints(tmp_path / "whole/checkpoints")
     ]
     assert saved == [step for step in range(1, 9) if step != record["step"]]
+
+    def resume_from(step: int) -> str:
+        return f"training.resume={tmp_path}/whole/checkpoints/step-{step}"
+
     for start in (saved[0], saved[-2]):
         again = tmp_path / f"from-{start}"
-        checkpoint = f"training.resume={tmp_path}/whole/checkpoints/step-{start}"
-        resumed = run(settings(broken, again, *options, checkpoint))
+        resumed = run(settings(broken, again, *options, resume_from(start)))
         assert resumed is not None and resumed.metrics["skipped_steps"] == 1
         assert_same(weights(again / "model"), weights(tmp_path / "whole/model"))
         assert (again / SKIPPED_FILE).is_file() == (start < record["step"])
         assert read_metrics(again / "metrics.jsonl")[-1]["skipped_steps"] == 1
     # Going on in the same folder from before the step writes it down once.
-    resumed = run(
-        settings(broken, tmp_path / "whole", *options, checkpoint.replace(str(start), str(saved[0])))
-    )
+    resumed = run(settings(broken, tmp_path / "whole", *options, resume_from(saved[0])))
     assert len((tmp_path / "whole" / SKIPPED_FILE).read_text().splitlines()) == 1
 
 
