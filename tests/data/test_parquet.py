@@ -159,7 +159,7 @@ def test_files_that_are_no_use(tmp_path: Path) -> None:
 
 def test_a_shard_at_an_address(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "x.parquet", [loquacious_row(n) for n in range(5)])
-    source = ParquetSource([path.as_uri()], "somewhere else")  # file://: fsspec reads it as it reads hf://
+    source = ParquetSource([f"file://{path}"], "somewhere else")  # file://: fsspec reads it as it reads hf://
     assert len(source.read(source.utterances()[4])) == 8000
 
 
