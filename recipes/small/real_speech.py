@@ -70,7 +70,8 @@ class Collection:
 
 
 COLLECTIONS = (
-    Collection("prompts", "CC BY-SA 3.0, Allison Smith and Digium", "asterisk-core-sounds-en-g722 ffmpeg",
+    Collection("prompts", "CC BY-SA 3.0, Allison Smith and Digium",
+               "asterisk-core-sounds-en asterisk-core-sounds-en-g722 ffmpeg",
                lambda: PROMPT_TEXTS.is_file() and PROMPTS.is_dir() and shutil.which("ffmpeg") is not None, prompts),
     Collection("stamps", "GPL-2.0, Tux Paint", "tuxpaint-stamps-default", STAMPS.is_dir, stamps),
     Collection("librivox", "public domain, LibriVox", "pocketsphinx-testdata", LIBRIVOX.is_dir, librivox, True),
