@@ -2,7 +2,7 @@
 
     python benchmarks/cross_check.py [--quick] [RUN ...]
 
-Every kind of pair that has broken a scorer, and what nano checkpoints wrote for the embedded corpus; RUN is a folder
+Every kind of pair that has broken a scorer, and what an early nano wrote for the embedded corpus; RUN is a folder
 of an evaluation whose texts, as they were scored, are checked besides. Pair by pair, substitutions, deletions and
 insertions must be jiwer's and their sum kaldialign's: a pair that differs is printed and fails the benchmark.
 
@@ -123,7 +123,7 @@ def make_sets(num_pairs: int, runs: list[Path]) -> dict[str, list[Pair]]:
     """The pairs of each kind: `num_pairs`, of very long ones a fiftieth."""
     lines = RECOGNISED.read_text(encoding="utf-8").splitlines()
     sets = {
-        "nano on corpus:test": [
+        "an early nano, corpus:test": [
             (reference.split(), hypothesis.split())
             for reference, hypothesis in (line.split("\t") for line in lines)
         ]
