@@ -37,7 +37,7 @@ def train_data(sources: Any, **changes: Any) -> TrainData:
         "max_clips": 8,
         "max_seconds": 20.0,
     } | changes
-    return TrainData(open_sources(sources), MelProcessor(), **settings)
+    return TrainData(open_sources(sources), settings.pop("processor", None) or MelProcessor(), **settings)
 
 
 def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
@@ -168,7 +168,67 @@ def test_a_batch_that_loses_all_its_clips_is_passed_over_and_the_numbers_stay(tm
         b["batch_index"]: b["utterance_ids"] for b in healthy.batches(0) if b["utterance_ids"] != ["c1"]
     }
     assert {batch["batch_index"]: batch["utterance_ids"] for batch in data.batches(0)} == expected
-    assert len(expected) == 5 and data.batches_lost == 1 and data.num_batches(0) == 6
+    assert len(expected) == 5 and data.num_batches(0) == 6
+
+
+def test_clips_that_turn_out_unusable_are_told_once(tmp_path: Path) -> None:
+    path = write_manifest(tmp_path, LENGTHS)
+    break_clips(tmp_path, [4, 7])
+    data, told = train_data(path), list[str]()
+    data.note_problem = lambda problem: told.append(problem.name)
+    for epoch in (0, 1):
+        list(data.batches(epoch))
+    assert sorted(told) == ["c4", "c7"]
+
+
+@pytest.mark.parametrize("stated", [0.2, 4.0])
+def test_audio_of_another_length_than_stated_is_no_clip(tmp_path: Path, stated: float) -> None:
+    path = write_manifest(tmp_path, [0.5, 1.4, 0.6])
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows[1]["seconds"] = stated
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    data = train_data(path)
+    assert [name for batch in data.batches(0) for name in batch["utterance_ids"]] in (
+        ["c0", "c2"],
+        ["c2", "c0"],
+    )
+    (problem,) = data.problems
+    assert str(problem) == f"c1: lasts 1.40 s, not the {stated:.2f} s that are stated"
+
+
+def test_what_the_processor_refuses_is_a_clip_less(tmp_path: Path) -> None:
+    class Short(MelProcessor):
+        def features(self, waveform: np.ndarray) -> torch.Tensor:
+            if len(waveform) > 0.7 * RATE:
+                raise ValueError("one pass takes at most 0.7 s")
+            return super().features(waveform)
+
+    data = train_data(write_manifest(tmp_path, [0.5, 0.8]), processor=Short())
+    assert [batch["utterance_ids"] for batch in data.batches(0)] == [["c0"]]
+    assert [str(problem) for problem in data.problems] == ["c1: one pass takes at most 0.7 s"]
+
+
+def test_more_text_than_anybody_says_is_left_out(tmp_path: Path) -> None:
+    path = write_manifest(tmp_path, [1.0] * 4)
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows[2]["text"] = "word " * 4000
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    data = train_data(path, max_characters_per_second=40.0)
+    assert data.left_out == {"more text than data.max_characters_per_second=40 allows": ["c2"]}
+    assert train_data(path).num_clips == 4
+
+
+def test_clips_of_one_id_sound_each_in_its_own_way(tmp_path: Path) -> None:
+    path = write_manifest(tmp_path, [1.0] * 40, id="same")
+    data = train_data(path, augmentation=Augmentation(speed=(0.8, 1.2), speed_probability=1.0))
+    lengths = {num_samples for batch in data.batches(0) for num_samples in batch["num_samples"]}
+    assert len(lengths) > 10
+
+
+def test_the_fingerprint_is_of_the_clips(tmp_path: Path) -> None:
+    first = train_data(write_manifest(tmp_path / "a", [0.5, 0.6, 0.7])).fingerprint
+    assert train_data(write_manifest(tmp_path / "b", [0.5, 0.6, 0.7]), seed=8).fingerprint == first
+    assert train_data(write_manifest(tmp_path / "c", [0.5, 0.6])).fingerprint != first
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

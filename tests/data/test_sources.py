@@ -145,7 +145,11 @@ BAD_LINES = {
     '{"audio": 3, "text": "x"}': 'line 2: "audio" must be a string, not a number',
     '{"audio": " ", "text": "x"}': 'line 2: "audio" is not a path',
     '{"audio": "https://x.org/a.wav", "text": "x"}': "line 2: .*local path, not the address https",
-    '{"audio": "a.wav", "text": "x", "seconds": -1}': 'line 2: "seconds" must be a positive number, not -1',
+    '{"audio": "a.wav", "text": "x", "seconds": -1}': 'line 2: "seconds" must be a positive number of .*, not -1',
+    '{"audio": "a.wav", "text": "x", "seconds": 1e39}': 'line 2: "seconds" must be a positive number of at most',
+    f'{{"audio": "a.wav", "text": "x", "seconds": {"9" * 401}}}': 'line 2: "seconds" must be a positive number',
+    f'{{"audio": "a.wav", "text": "x", "words": [["x", 0, {"9" * 401}]]}}': 'line 2: "words" must be a list',
+    '{"audio": "a.wav", "text": "well \\ud83d"}': 'line 2: "text" holds half a character',
     '{"audio": "a.wav", "text": "x", "seconds": NaN}': 'line 2: "seconds" must be a positive number',
     '{"audio": "a.wav", "text": "x", "seconds": true}': 'line 2: "seconds" must be a positive number',
     '{"audio": "a.wav", "text": "x", "words": [["x", 0]]}': 'line 2: "words" must be a list',
@@ -170,6 +174,23 @@ def test_a_bad_line_of_a_manifest_is_named_and_the_rest_is_read(line: str, tmp_p
     assert len(source.problems) == 1
     assert re.search(BAD_LINES[line], str(source.problems[0])), source.problems
     assert "\n" not in str(source.problems[0])
+
+
+def test_an_id_of_null_is_none(tmp_path: Path) -> None:
+    write_manifest(tmp_path, [0.2, 0.3], id=None)
+    assert [row.id for row in open_source(tmp_path).utterances()] == ["c0", "c1"]
+
+
+def test_a_manifest_that_is_changed_while_it_is_read(tmp_path: Path) -> None:
+    source = open_source(write_manifest(tmp_path, [0.2, 0.3]))
+    rows = source.utterances()
+    text = (tmp_path / "manifest.jsonl").read_text(encoding="utf-8")
+    (tmp_path / "manifest.jsonl").write_text(text[20:], encoding="utf-8")
+    with pytest.raises(UserError, match="was changed or taken away while it was read"):
+        rows[1]
+    (tmp_path / "manifest.jsonl").unlink()
+    with pytest.raises(UserError, match="was changed or taken away while it was read"):
+        rows[0]
 
 
 def test_a_manifest_that_is_not_utf8(tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ def test_accumulated_batches_make_the_step_of_one_big_batch(speech: Path, tmp_pa
         data = TrainData(
             open_sources(str(speech)), processor, seed=1, batch_seconds=batch_seconds, max_clips=64
         )
-        batches = list(data.batches(0))
+        batches = [{**batch, "turn": turn} for turn, batch in enumerate(data.batches(0))]
         trainer = Trainer(config, model, data, tmp_path, report=lambda line: None)
         trainer.optimizer.step = lambda *a, **k: None
         trainer.optimizer.zero_grad = lambda *a, **k: None

@@ -7,10 +7,11 @@ and after every restart.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -28,11 +29,10 @@ from tiny_audio.data.reader import (
     ClipPlan,
     PlannedOrder,
     Processor,
-    find_utterance,
-    row_starts,
     start_worker,
     unchanged,
 )
+from tiny_audio.data.rows import find_utterance, join_groups, row_starts, times_before
 from tiny_audio.data.source import Source, check_problems, show_progress
 from tiny_audio.data.splice import Recipe, Splicer
 from tiny_audio.data.text import clean_transcript
@@ -42,6 +42,8 @@ from tiny_audio.errors import UserError
 NAMES_IN_A_SUMMARY = 3
 BATCHES_AHEAD_OF_A_WORKER = 4
 REPEAT_STRIDE = np.uint64(0x9E3779B97F4A7C15)  # odd: the keys of a clip's repetitions all differ
+SAME_ID_STRIDE = np.uint64(0xC2B2AE3D27D4EB4F)  # and those of clips with the same id
+CHARACTERS_ALLOWED_AT_LEAST = 20  # a clip of a tenth of a second may be one word
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ class TrainData:
         num_workers: processes that decode and augment; 0: this one does.
         augmentation: the ``augmentation`` part of the config, or an `Augmentation`; None: none.
         min_seconds, max_seconds: shorter and longer clips are left out and reported.
+        max_characters_per_second: clips with more text than that are left out and reported; None: none are.
         max_bad_fraction: share of rows that may be unusable (at least 3 rows) before the run stops.
         clean_text: apply `clean_transcript`.
         short_first: the first epoch goes from short clips to long ones, where alignment is easier to find.
@@ -76,6 +79,7 @@ class TrainData:
     Attributes:
         num_clips, hours: of what is trained on, before augmentation, each clip once.
         left_out: ids of the rows left out, by reason.
+        note_problem: called with each row that turns out unusable while it is read.
 
     Raises:
         UserError: too many unusable rows, or none that can be trained on.
@@ -93,6 +97,7 @@ class TrainData:
         augmentation: Mapping[str, Any] | Augmentation | None = None,
         min_seconds: float = 0.0,
         max_seconds: float = 30.0,
+        max_characters_per_second: float | None = None,
         max_bad_fraction: float = 0.01,
         clean_text: bool = True,
         short_first: bool = False,
@@ -107,6 +112,7 @@ class TrainData:
         self._num_workers = num_workers
         self._augmentation = Augmentation.from_config(augmentation)
         self._max_seconds = max_seconds
+        self._max_characters_per_second = max_characters_per_second
         self._max_bad_fraction = max_bad_fraction
         self._clean_text = clean_text
         self._short_first = short_first
@@ -118,7 +124,7 @@ class TrainData:
         self._name = ", ".join(source.name for source in self._sources)
         self._problems = {str(problem): problem for source in self._sources for problem in source.problems}
         self.left_out: dict[str, list[str]] = defaultdict(list)
-        self.batches_lost = 0
+        self.note_problem: Callable[[Problem], None] = lambda problem: None
         self._scan(min_seconds)
         self._planned: tuple[int, EpochPlan, Heard] | None = None
         self._found = [self._find_stored(store, hearing) for hearing in range(variants or 0)] if store else []
@@ -172,6 +178,14 @@ class TrainData:
     @property
     def hours(self) -> float:
         return float(self._seconds[self._rows].sum(dtype=np.float64)) / 3600
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what is trained on: which clips, how long, how much text. Files that come, go or change change it."""
+        digest = hashlib.sha256()
+        for values in (self._keys[self._rows], self._seconds[self._rows], self._tokens[self._rows]):
+            digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()[:16]
 
     @property
     def problems(self) -> list[Problem]:
@@ -271,7 +285,6 @@ class TrainData:
             if failure is not None:
                 break
             if loaded.batch is None:
-                self.batches_lost += 1
                 continue
             yield {**loaded.batch, "batch_index": loaded.index}
         if failure is not None:
@@ -283,7 +296,10 @@ class TrainData:
         """Keeps `problems`; returns the report of too many."""
         if not problems:
             return None
-        self._problems.update((str(problem), problem) for problem in problems)
+        for problem in problems:
+            if str(problem) not in self._problems:
+                self._problems[str(problem)] = problem
+                self.note_problem(problem)
         try:
             self._check_problems()
         except UserError as error:
@@ -300,7 +316,7 @@ class TrainData:
         self._tokens = np.zeros(num_rows, np.int32)
         self._keys = np.zeros(num_rows, np.uint64)
         self._identities = np.zeros(0 if self._variants is None else num_rows, np.uint64)
-        self._groups = _join_groups(self._sources)
+        self._groups = join_groups(self._sources)
         keep = np.zeros(num_rows, bool)
         splice = self._augmentation.splice_probability > 0
         speakers: dict[int, Utterance] = {}
@@ -323,6 +339,7 @@ class TrainData:
                 if splice:
                     speakers[row], texts[row] = utterance, text
         self._rows = np.flatnonzero(keep)
+        self._keys += times_before(self._keys) * SAME_ID_STRIDE
         self._num_seen = num_rows + len(self._problems)
         self._check_problems()
         if len(self._rows) == 0:
@@ -337,6 +354,9 @@ class TrainData:
             return f"longer than data.max_seconds={self._max_seconds:g}"
         if seconds < min_seconds:
             return f"shorter than data.min_seconds={min_seconds:g}"
+        most = self._max_characters_per_second
+        if most is not None and len(cleaned) > most * seconds + CHARACTERS_ALLOWED_AT_LEAST:
+            return f"more text than data.max_characters_per_second={most:g} allows"
         # An empty transcript says that there is no speech; one that clean-up emptied says that nobody wrote
         # it down.
         if text.strip() and not cleaned:
@@ -471,21 +491,6 @@ class TrainData:
                     )
                 )
             yield BatchPlan(hearing, index, tuple(clips))
-
-
-def _join_groups(sources: Sequence[Source]) -> np.ndarray | None:
-    """The groups of all sources with numbers that do not clash; -1 for rows that may be read in any order."""
-    parts = [source.groups() for source in sources]
-    if all(part is None for part in parts):
-        return None
-    joined, first = [], 0
-    for source, part in zip(sources, parts, strict=True):
-        if part is None:
-            joined.append(np.full(len(source.utterances()), -1, np.int64))
-        else:
-            joined.append(part.astype(np.int64) + first)
-            first += int(part.max(initial=-1)) + 1
-    return np.concatenate(joined)
 
 
 def _left_out_line(reason: str, names: Sequence[str]) -> str:

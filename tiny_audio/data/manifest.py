@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,9 @@ from tiny_audio.data.source import LazySequence
 from tiny_audio.data.utterance import AudioRef, Problem, Utterance, Word
 from tiny_audio.errors import UserError
 from tiny_audio.hub.asr_audio import AudioError, audio_seconds
+
+MOST_SECONDS = 1_000_000  # eleven days; a number of 400 digits is no length
+LONGEST_SHOWN = 40  # characters of what a line holds instead
 
 
 class ManifestSource(FileSource):
@@ -73,16 +75,21 @@ class ManifestSource(FileSource):
         self._seconds.append(seconds)
 
     def _utterance(self, index: int) -> Utterance:
-        with self._path.open("rb") as file:
-            file.seek(self._offsets[index])
-            row = parse_row(file.readline())
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offsets[index])
+                row = parse_row(file.readline())
+        except (OSError, ValueError) as error:  # it was in order when it was opened
+            raise UserError(
+                f"{self._path} was changed or taken away while it was read: start again ({error})"
+            ) from error
         return self._row_utterance(row, self._seconds[index])
 
     def _row_utterance(self, row: dict[str, Any], seconds: float | None) -> Utterance:
         file = Path(row["audio"])
         named = (file.with_suffix("") if file.name else file).as_posix()  # "." has no name
         return Utterance(
-            id=str(row["id"]) if "id" in row else named,
+            id=named if row.get("id") is None else str(row["id"]),
             text=row["text"],
             seconds=seconds,
             audio=AudioRef(str(self._path.parent / row["audio"])),
@@ -115,6 +122,8 @@ def parse_row(line: bytes) -> dict[str, Any]:
             raise ValueError(f'has no "{key}"; its keys are {", ".join(sorted(row)) or "none"}')
         if type(row[key]) is not str:
             raise ValueError(f'"{key}" must be a string, not {_json_type(row[key])}')
+        if any("\ud800" <= character <= "\udfff" for character in row[key]):
+            raise ValueError(f'"{key}" holds half a character, such as a cut emoji')
     if not row["audio"].strip() or "\0" in row["audio"]:
         raise ValueError('"audio" is not a path')
     if "://" in row["audio"]:
@@ -122,8 +131,9 @@ def parse_row(line: bytes) -> dict[str, Any]:
     seconds = row.get("seconds")
     if seconds is not None:
         number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
-        if not number or not math.isfinite(seconds) or seconds <= 0:
-            raise ValueError(f'"seconds" must be a positive number, not {json.dumps(seconds)}')
+        if not number or not 0 < seconds <= MOST_SECONDS:
+            shown = json.dumps(seconds)[:LONGEST_SHOWN]
+            raise ValueError(f'"seconds" must be a positive number of at most {MOST_SECONDS:,}, not {shown}')
     parse_words(row.get("words"))
     return row
 
@@ -134,7 +144,7 @@ def parse_words(words: Any) -> tuple[Word, ...] | None:
         return None
     try:
         return tuple(Word(str(text), float(start), float(end)) for text, start, end in words)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError('"words" must be a list of ["word", start seconds, end seconds]') from None
 
 

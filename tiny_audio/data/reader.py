@@ -27,12 +27,15 @@ from tiny_audio.data.augment import (
 )
 from tiny_audio.data.features import FrameStore
 from tiny_audio.data.non_speech import random_non_speech
+from tiny_audio.data.rows import find_utterance, row_starts
 from tiny_audio.data.source import Source
 from tiny_audio.data.splice import Recipe, join_pieces
 from tiny_audio.data.text import clean_transcript
 from tiny_audio.data.utterance import Problem, Utterance
 from tiny_audio.errors import UserError
 from tiny_audio.hub.asr_audio import SAMPLING_RATE
+
+STATED_TOLERANCE_SECONDS, STATED_TOLERANCE = 0.5, 0.1
 
 
 class Processor(Protocol):
@@ -110,7 +113,10 @@ class BatchReader(Dataset):
         try:
             for clip in plan.clips:
                 source, utterance = self._utterance(clip.row)
-                read = self._read_example(clip, plan.hearing, source, utterance)
+                try:
+                    read = self._read_example(clip, plan.hearing, source, utterance)
+                except ValueError as error:  # of the processor, on audio that is not what its row says
+                    read = Problem(utterance.id, str(error))
                 if isinstance(read, Problem):
                     problems.append(read)
                     continue
@@ -194,24 +200,25 @@ class BatchReader(Dataset):
 
     def _read_row(self, source: Source, utterance: Utterance) -> np.ndarray | Problem:
         try:
-            return source.read(utterance, self._max_seconds)
+            waveform = source.read(utterance, self._max_seconds)
         # OSError and ValueError: what decoders and parquet readers raise for damaged data.
         except (OSError, ValueError) as error:
             return Problem(utterance.id, " ".join(str(error).split()))
+        seconds = len(waveform) / SAMPLING_RATE
+        if utterance.seconds is not None and differs(seconds, utterance.seconds):
+            # Batches and splices are planned by what is stated, and half a recording has half of its transcript.
+            return Problem(
+                utterance.id, f"lasts {seconds:.2f} s, not the {utterance.seconds:.2f} s that are stated"
+            )
+        return waveform
 
     def _utterance(self, row: int) -> tuple[Source, Utterance]:
         return find_utterance(self._sources, self._starts, row)
 
 
-def row_starts(sources: Sequence[Source]) -> np.ndarray:
-    """Where the rows of each source begin among the rows of all, and after them where they end."""
-    return np.cumsum([0, *(len(source.utterances()) for source in sources)])
-
-
-def find_utterance(sources: Sequence[Source], starts: np.ndarray, row: int) -> tuple[Source, Utterance]:
-    """A row by its number within all sources together; `starts` are their `row_starts`."""
-    number = int(np.searchsorted(starts, row, side="right")) - 1
-    return sources[number], sources[number].utterances()[row - int(starts[number])]
+def differs(seconds: float, stated: float) -> bool:
+    """Whether a clip is longer or shorter than stated, by more than rounding and codecs explain."""
+    return abs(seconds - stated) > max(STATED_TOLERANCE_SECONDS, STATED_TOLERANCE * stated)
 
 
 class PlannedOrder(Sampler[BatchPlan]):

@@ -36,6 +36,7 @@ class Progress:
     step: int = 0
     epoch: int = 0
     batch: int = 0
+    data: str = ""  # `TrainData.fingerprint`; empty in checkpoints from before there was one
     audio_seconds: float = 0.0
     train_seconds: float = 0.0
     skipped_steps: int = 0

@@ -52,7 +52,7 @@ def train(
 
     from tiny_audio.evaluate.report import format_samples
     from tiny_audio.train.parameters import print_parameter_table
-    from tiny_audio.train.run import is_main_process, run
+    from tiny_audio.train.run import UNUSABLE_FILE, is_main_process, run
     from tiny_audio.train.skipping import SKIPPED_FILE
 
     if is_main_process():
@@ -84,6 +84,10 @@ def train(
     if metrics["skipped_steps"]:
         typer.echo(
             f"{metrics['skipped_steps']:,} of the steps were skipped: {result.folder / SKIPPED_FILE} says why"
+        )
+    if metrics["unusable_clips"]:
+        typer.echo(
+            f"{metrics['unusable_clips']:,} clips could not be used: {result.folder / UNUSABLE_FILE} says why"
         )
     if config.training.hub_model_id:
         from tiny_audio.publish.background import push_final

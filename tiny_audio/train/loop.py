@@ -23,6 +23,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from accelerate.utils import gather_object
 from omegaconf import DictConfig
 
+from tiny_audio.data.source import list_problems
 from tiny_audio.errors import UserError
 from tiny_audio.hub.asr_audio import SAMPLING_RATE
 from tiny_audio.hub.asr_losses import CTC_PADDING, IGNORE_LABEL, LossWeights
@@ -161,13 +162,20 @@ class Trainer:
         """
         every = self.accelerator.num_processes
         epoch, first = self.progress.epoch, self.progress.batch + self.accelerator.process_index
+        turn = 0  # of this process since it began: of batches that could not be read, too
         while True:
             count = self.data.num_batches(epoch)
             if count == 0:
                 raise UserError("data.train made no batch: no clip is left after the filters")
             if first < count:
-                yield from self.data.batches(epoch, first, every)
-                first += math.ceil((count - first) / every) * every
+                heard = False
+                for batch in self.data.batches(epoch, first, every):
+                    heard = True
+                    yield {**batch, "turn": turn + (batch["batch_index"] - first) // every}
+                if not heard and first < every:  # all of an epoch: the next one would be no better
+                    raise UserError(f"no clip of an epoch could be read: {list_problems(self.data.problems)}")
+                turns = math.ceil((count - first) / every)
+                turn, first = turn + turns, first + turns * every
             epoch, first = epoch + 1, first - count
 
     def _step(self, batches: list[dict[str, Any]], stop_asked: bool = False) -> None:
@@ -310,11 +318,17 @@ class Trainer:
         return {"lm": sums[0], "ctc": sums[1], "embedding": sums[0], "balance": sums[2]}
 
     def _note_place(self, batch: dict[str, Any]) -> None:
-        """Sets the place in the data behind the step, given this process's last batch: the furthest one counts."""
-        place = torch.tensor([[batch["epoch"], batch["batch_index"] + 1]], device=self._count_device())
-        if self.accelerator.num_processes > 1:
+        """Sets the place in the data behind the step, given this process's last batch.
+
+        A process that could not read a batch is a turn ahead of the others: the one with the fewest turns counts, so
+        nothing is left out by those who go on from here.
+        """
+        index, every = self.accelerator.process_index, self.accelerator.num_processes
+        behind = batch["batch_index"] - index + every
+        place = torch.tensor([[-batch["turn"], batch["epoch"], behind]], device=self._count_device())
+        if every > 1:
             place = self.accelerator.gather(place)
-        self.progress.epoch, self.progress.batch = max(map(tuple, place.tolist()))
+        _, self.progress.epoch, self.progress.batch = max(map(tuple, place.tolist()))
 
     def _sum_over_processes(self, values: list[Any]) -> list[float]:
         local = torch.tensor(values, dtype=torch.float64, device=self._count_device())

@@ -8,6 +8,7 @@ import math
 import os
 import platform
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from tiny_audio.data.source import Source
 from tiny_audio.data.sources import open_source, open_sources
+from tiny_audio.data.utterance import Problem
 from tiny_audio.evaluate.normalize import default_normalizer
 from tiny_audio.evaluate.page import audio_reader, write_page
 from tiny_audio.evaluate.providers import TinyAudioProvider
@@ -44,6 +46,7 @@ from tiny_audio.train.window import choose_window
 logger = logging.getLogger(__name__)
 
 EVALUATION_BATCH_SIZE = 32
+UNUSABLE_FILE, UNUSABLE_SAID = "unusable.txt", 5
 NUM_SAMPLES_KEPT = 50
 NUM_SAMPLES_SHOWN = 6  # by the tracker, with their sound
 
@@ -84,6 +87,7 @@ def run(config: DictConfig) -> RunResult | None:
     variants = config.data.features_cache_variants or 1 if cached else None
     data = build_data(config, train_sources, processor, variants=variants, store=store)
     if not is_main_process():
+        data.note_problem = _unusable_notes(folder, lambda text: None)
         trainer = Trainer(config, model, data, folder, report=lambda line: None)
         settle_batches(trainer, processor, budgets, note=lambda text: None)
         _train_along(trainer, checkpoint)
@@ -99,9 +103,16 @@ def run(config: DictConfig) -> RunResult | None:
         settle_batches(trainer, processor, budgets, display.note)
         for note in data.summary():
             display.note(note)
+        data.note_problem = _unusable_notes(folder, display.note)
         if checkpoint is not None:
             trainer.progress = load_checkpoint(checkpoint, trainer.bare_model, trainer.optimizer)
             display.note(f"going on from {checkpoint}, step {trainer.progress.step}")
+            if trainer.progress.data not in ("", data.fingerprint):
+                display.note(
+                    "the training data is not what it was at that checkpoint: clips came, went or changed,"
+                    " so this epoch may hear some of them again and others not at all"
+                )
+        trainer.progress.data = data.fingerprint
         trainer.meter = build_meter(config, data, trainer.accelerator)
         trainer.evaluate = looks = DevEvaluation(
             trainer, processor, dev, config.training.eval_samples, display.note, trackers.log_samples
@@ -134,6 +145,31 @@ def _train_along(trainer: Trainer, checkpoint: Path | None) -> None:
         trainer.data.close()
 
 
+def _unusable_notes(folder: Path, say: Callable[[str], None]) -> Callable[[Problem], None]:
+    """What writes each clip that could not be read into a file of the run, and says the first ones."""
+    said = 0
+
+    def note(problem: Problem) -> None:
+        nonlocal said
+        with suppress(OSError), (folder / UNUSABLE_FILE).open("a", encoding="utf-8") as file:
+            file.write(f"{problem}\n")
+        said += 1
+        if said <= UNUSABLE_SAID:
+            say(f"left out, it cannot be used: {problem}")
+        elif said == UNUSABLE_SAID + 1:
+            say(f"more clips cannot be used: {folder / UNUSABLE_FILE} lists them")
+
+    return note
+
+
+def _num_unusable(folder: Path) -> int:
+    """How many clips the run could not read, those of all its processes and before it was resumed."""
+    try:
+        return len(set((folder / UNUSABLE_FILE).read_text(encoding="utf-8").splitlines()))
+    except OSError:
+        return 0
+
+
 def _report(line: dict[str, Any], log: StepLog, display: TrainingDisplay, trackers: Trackers) -> None:
     log.write(line)
     display.show(line)
@@ -156,6 +192,7 @@ def _finish(
         "train_seconds": progress.train_seconds,
         "steps": progress.step,
         "skipped_steps": progress.skipped_steps,
+        "unusable_clips": _num_unusable(folder),
         "audio_hours": progress.audio_seconds / 3600,
         "window_seconds": processor.window_seconds,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
