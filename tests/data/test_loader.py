@@ -218,6 +218,16 @@ def test_more_text_than_anybody_says_is_left_out(tmp_path: Path) -> None:
     assert train_data(path).num_clips == 4
 
 
+def test_other_languages_are_left_out(tmp_path: Path) -> None:
+    path = write_manifest(tmp_path, [1.0] * 4)
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for row, language in zip(rows, ["en-GB", "de", None, "EN"], strict=True):
+        row["language"] = language
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert train_data(path, languages=["en"]).left_out == {"not in data.languages=[en]": ["c1"]}
+    assert train_data(path, languages=["de", "en_US"]).num_clips == train_data(path).num_clips == 4
+
+
 def test_clips_of_one_id_sound_each_in_its_own_way(tmp_path: Path) -> None:
     path = write_manifest(tmp_path, [1.0] * 40, id="same")
     data = train_data(path, augmentation=Augmentation(speed=(0.8, 1.2), speed_probability=1.0))

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from tiny_audio.data.augment import Augmentation, draw_rates
 from tiny_audio.data.batching import Budget, EpochPlan, LengthBucket, dense_texts, plan_epoch
 from tiny_audio.data.features import FrameStore, check_sizes, clip_identity
+from tiny_audio.data.filters import Filters
 from tiny_audio.data.reader import (
     BatchPlan,
     BatchReader,
@@ -43,7 +44,6 @@ NAMES_IN_A_SUMMARY = 3
 BATCHES_AHEAD_OF_A_WORKER = 4
 REPEAT_STRIDE = np.uint64(0x9E3779B97F4A7C15)  # odd: the keys of a clip's repetitions all differ
 SAME_ID_STRIDE = np.uint64(0xC2B2AE3D27D4EB4F)  # and those of clips with the same id
-CHARACTERS_ALLOWED_AT_LEAST = 20  # a clip of a tenth of a second may be one word
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,7 @@ class TrainData:
         num_workers: processes that decode and augment; 0: this one does.
         augmentation: the ``augmentation`` part of the config, or an `Augmentation`; None: none.
         min_seconds, max_seconds: shorter and longer clips are left out and reported.
+        languages: clips whose source says another language are left out and reported; None: none are.
         max_characters_per_second: clips with more text than that are left out and reported; None: none are.
         max_bad_fraction: share of rows that may be unusable (at least 3 rows) before the run stops.
         clean_text: apply `clean_transcript`.
@@ -97,6 +98,7 @@ class TrainData:
         augmentation: Mapping[str, Any] | Augmentation | None = None,
         min_seconds: float = 0.0,
         max_seconds: float = 30.0,
+        languages: Sequence[str] | None = None,
         max_characters_per_second: float | None = None,
         max_bad_fraction: float = 0.01,
         clean_text: bool = True,
@@ -112,7 +114,7 @@ class TrainData:
         self._num_workers = num_workers
         self._augmentation = Augmentation.from_config(augmentation)
         self._max_seconds = max_seconds
-        self._max_characters_per_second = max_characters_per_second
+        self._filters = Filters(min_seconds, max_seconds, max_characters_per_second, languages)
         self._max_bad_fraction = max_bad_fraction
         self._clean_text = clean_text
         self._short_first = short_first
@@ -125,7 +127,7 @@ class TrainData:
         self._problems = {str(problem): problem for source in self._sources for problem in source.problems}
         self.left_out: dict[str, list[str]] = defaultdict(list)
         self.note_problem: Callable[[Problem], None] = lambda problem: None
-        self._scan(min_seconds)
+        self._scan()
         self._planned: tuple[int, EpochPlan, Heard] | None = None
         self._found = [self._find_stored(store, hearing) for hearing in range(variants or 0)] if store else []
         self._order = PlannedOrder()
@@ -308,7 +310,7 @@ class TrainData:
 
     # What is trained on -------------------------------------------------------------------------------------
 
-    def _scan(self, min_seconds: float) -> None:
+    def _scan(self) -> None:
         """Looks at the metadata of every row once and keeps about 30 bytes of it."""
         self._starts = starts = row_starts(self._sources)
         num_rows = int(starts[-1])
@@ -327,7 +329,7 @@ class TrainData:
                 show_progress(rows, "reading transcripts", len(rows)), start=int(start)
             ):
                 text = clean_transcript(utterance.text) if self._clean_text else utterance.text
-                reason = self._reason_to_leave_out(self._seconds[row], min_seconds, utterance.text, text)
+                reason = self._filters.reason_to_leave_out(utterance, self._seconds[row], text)
                 if reason is not None:
                     self.left_out[reason].append(utterance.id)
                     continue
@@ -348,20 +350,6 @@ class TrainData:
             )
             raise UserError(f"{self._name}: no clip is left to train on ({reasons})")
         self._splicer = Splicer(speakers, texts, self._max_seconds) if splice else None
-
-    def _reason_to_leave_out(self, seconds: float, min_seconds: float, text: str, cleaned: str) -> str | None:
-        if seconds > self._max_seconds:
-            return f"longer than data.max_seconds={self._max_seconds:g}"
-        if seconds < min_seconds:
-            return f"shorter than data.min_seconds={min_seconds:g}"
-        most = self._max_characters_per_second
-        if most is not None and len(cleaned) > most * seconds + CHARACTERS_ALLOWED_AT_LEAST:
-            return f"more text than data.max_characters_per_second={most:g} allows"
-        # An empty transcript says that there is no speech; one that clean-up emptied says that nobody wrote
-        # it down.
-        if text.strip() and not cleaned:
-            return "nothing but markup in the transcript"
-        return None
 
     def _check_problems(self) -> None:
         check_problems(self.problems, self._num_seen, self._max_bad_fraction, self._name)

@@ -1,4 +1,4 @@
-"""Manifests: a JSON object a line, ``{"audio": path, "text": ...}``, optionally speaker, seconds, words."""
+"""Manifests: a JSON object a line, ``{"audio": path, "text": ...}``, optionally speaker, seconds, words, language."""
 
 from __future__ import annotations
 
@@ -95,6 +95,7 @@ class ManifestSource(FileSource):
             audio=AudioRef(str(self._path.parent / row["audio"])),
             speaker=None if row.get("speaker") is None else str(row["speaker"]),
             words=parse_words(row.get("words")),
+            language=None if row.get("language") is None else str(row["language"]),
         )
 
 

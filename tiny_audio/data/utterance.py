@@ -32,7 +32,7 @@ class Utterance:
 
     `id` names the clip in reports and seeds its augmentation; `text` is the transcript as the source has it,
     before any clean-up, and is empty for clips without speech; `seconds` is None where the source cannot know
-    it without decoding.
+    it without decoding; `language` is what the source calls it ("en", "en-GB", "English"), None where it says nothing.
     """
 
     id: str
@@ -41,6 +41,7 @@ class Utterance:
     audio: AudioRef
     speaker: str | None = None
     words: tuple[Word, ...] | None = None
+    language: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

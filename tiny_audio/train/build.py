@@ -156,6 +156,7 @@ def build_data(
         augmentation=config.augmentation,
         min_seconds=config.data.min_seconds,
         max_seconds=min(config.data.max_seconds, processor.max_seconds),
+        languages=config.data.languages,
         max_characters_per_second=config.data.max_characters_per_second,
         max_bad_fraction=config.data.max_bad_fraction,
         clean_text=config.data.clean_text,

@@ -110,6 +110,7 @@ class DataSettings:
     test: str = source()
     max_seconds: float = number(above=0)
     min_seconds: float = number(0)
+    languages: list[str] | None
     max_characters_per_second: float | None = number(above=0)
     max_bad_fraction: float = number(0, most=1)
     short_first: bool
