@@ -26,7 +26,7 @@ from torch import Tensor
 from tiny_audio.data.source import Source
 from tiny_audio.data.utterance import Utterance, utterance_key
 from tiny_audio.errors import UserError
-from tiny_audio.files import write_files
+from tiny_audio.files import MODELS_VARIABLE, write_files
 
 SHARD_BYTES = 32 * 2**20
 SHARD_SECONDS = 30.0  # what a killed run may lose
@@ -50,10 +50,23 @@ ENTRY = np.dtype(
 def clip_identity(source: Source, utterance: Utterance) -> int:
     """64 bits that tell a clip from all others, found in its metadata alone.
 
-    Of the place of its audio the last part counts: a folder may lie elsewhere on the machine that trains.
+    Of the place of its audio counts what lies within the source: a folder may lie elsewhere on the machine that
+    trains.
     """
-    place = f"{Path(utterance.audio.location).name}#{utterance.audio.row}"
+    place = f"{_place_in_source(source.name, utterance.audio.location)}#{utterance.audio.row}"
     return utterance_key(f"{source.name}\0{utterance.id}\0{utterance.seconds}\0{place}")
+
+
+def _place_in_source(name: str, location: str) -> str:
+    """The path of a file within the source called `name`; the whole place where it lies outside.
+
+    An address is whole: the revision of the data is part of it.
+    """
+    root = Path(name).expanduser()
+    for folder in (root, root.parent, Path(os.environ.get(MODELS_VARIABLE) or root)):
+        if "://" not in location and Path(location).is_relative_to(folder):
+            return Path(location).relative_to(folder).as_posix()
+    return location
 
 
 def file_bytes(location: str) -> int:
