@@ -227,6 +227,13 @@ def test_broken_shards_are_left_alone_and_then_replaced(
     assert {path.stem for path in tmp_path.iterdir()} == {"about", whole.name}
 
 
+def test_a_store_whose_description_is_damaged(tmp_path: Path) -> None:
+    for name, content in (("a", '{"encoder": 1, "seed"'), ("b", '{"encoder": 1, "seed": 2}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "about.json").write_text(content)
+    assert features.differences(tmp_path, {"encoder": 1, "seed": 3}) == ["seed"]
+
+
 def test_two_writers_may_clear_up_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a.partial", "b.partial"):
         (tmp_path / name).write_bytes(b"x")

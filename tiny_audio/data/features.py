@@ -70,11 +70,17 @@ def _place_in_source(name: str, location: str) -> str:
 
     An address is whole: the revision of the data is part of it.
     """
-    root = Path(name).expanduser()
-    for folder in (root, root.parent, Path(os.environ.get(MODELS_VARIABLE) or root)):
-        if "://" not in location and Path(location).is_relative_to(folder):
-            return Path(location).relative_to(folder).as_posix()
+    for folder in _folders(os.path.expanduser(name), os.environ.get(MODELS_VARIABLE)):
+        if location.startswith(folder):
+            return location.removeprefix(folder).replace(os.sep, "/")
     return location
+
+
+@lru_cache
+def _folders(name: str, models: str | None) -> list[str]:
+    """Where the files of a source may lie: in its folder, or in that of models and sets."""
+    root = Path(name) if os.path.isdir(name) else Path(name).parent
+    return [f"{folder}{os.sep}" for folder in (root, models and Path(models)) if folder]
 
 
 def file_fingerprint(location: str) -> int:
@@ -135,7 +141,10 @@ def differences(cache: Path, about: dict[str, Any]) -> list[str]:
     """What the stores in `cache` were made with that is not as in `about`: one text for each store."""
     texts = []
     for file in sorted(cache.glob(f"*/{ABOUT_FILE}")):
-        other = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            other = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # the next writer writes it anew
+            continue
         texts.append(", ".join(name for name in about if other.get(name) != about[name]))
     return texts
 
