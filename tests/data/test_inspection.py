@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from tests.data.clips import loquacious_row, write_parquet
 from tests.tiny_models import noise
 from tiny_audio.cli import main
+from tiny_audio.data import inspection
 from tiny_audio.data.inspection import Inspection, draw_inspection, format_inspection, inspect_source
 from tiny_audio.data.source import LazySequence, Source
 from tiny_audio.data.sources import open_source
@@ -105,6 +107,63 @@ def test_pictures_are_drawn_of_anything(found: Inspection, tmp_path: Path) -> No
     draw_inspection(found, target)
     assert target.getvalue().startswith(b"\x89PNG")
     draw_inspection(Inspection("nothing"), io.BytesIO())
+
+
+def write_manifest(folder: Path, *rows: dict[str, object]) -> Path:
+    """A manifest of one recording of 2 s, which all its rows name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    soundfile.write(folder / "a.flac", 0.3 * np.sin(np.arange(32_000) / 9), 16_000)
+    lines = [json.dumps({"audio": "a.flac", "text": GOOD, "seconds": 2.0} | row) for row in rows]
+    (folder / "manifest.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return folder
+
+
+def kinds(found: Inspection) -> Counter[str]:
+    return found.num_suspects - Counter({"duplicate": found.num_suspects["duplicate"]})
+
+
+def test_audio_that_is_longer_than_stated(tmp_path: Path) -> None:
+    rows = [{"id": "half", "seconds": 1.0}, {"id": "nearly", "seconds": 1.9}]
+    found = inspect_source(open_source(write_manifest(tmp_path, *rows)))
+    assert kinds(found) == Counter(["longer than stated"])
+    assert "half: 2.00 s instead of 1 s" in format_inspection(found, VOCABULARY, (0.6, 5.0))
+
+
+@pytest.mark.parametrize("seconds", [1e39, 1e300, 100_000, 1e-42])
+def test_lengths_that_cannot_be_are_told_and_left_out_of_all_figures(seconds: float, tmp_path: Path) -> None:
+    rows = [{"id": "typo", "seconds": seconds}, {"id": "right"}]
+    found = inspect_source(open_source(write_manifest(tmp_path, *rows)), num_decoded=0)
+    assert found.hours == pytest.approx(2 / 3600) and len(found.characters_per_second) == 1
+    assert kinds(found) == Counter(["impossible length"])
+    assert f"typo: {seconds:.6g} s" in format_inspection(found, VOCABULARY, (0.6, 5.0))
+    draw_inspection(found, io.BytesIO())
+
+
+def test_long_audio_is_not_decoded_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspection, "LONGEST_HEARD_SECONDS", 1.0)
+    shard = write_parquet(tmp_path / "shards/a.parquet", [loquacious_row(0, 1.5), loquacious_row(1, 0.5)])
+    for source in (write_manifest(tmp_path / "files", {"id": "long"}), shard, "corpus:test"):
+        found = inspect_source(open_source(source), num_decoded=1000)
+        longer = found.seconds > 1.0
+        assert kinds(found)["not heard out"] == longer.sum() > 0
+        assert len(found.levels_db) == found.num_rows - longer.sum()
+
+
+def test_rows_with_the_same_id(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"id": "0001", "text": "one"}, {"id": "0002", "text": "two"}]
+    found = inspect_source(open_source(write_manifest(tmp_path, *rows, {"id": "0001", "text": "three"})))
+    assert found.num_suspects == Counter({"repeated id": 1})
+    assert [(each.id, each.text) for each in found.suspects] == [("0001", "three")]
+
+
+def test_nothing_that_is_printed_steers_the_terminal(tmp_path: Path) -> None:
+    red, title = "\x1b[31m", "\x1b]0;gone\x07"
+    rows: list[dict[str, object]] = [{"id": f"{red}1", "seconds": 1.0, "text": f"x <{red}> [{title}] {red}"}]
+    rows.append({"audio": f"{red}not there.wav"})
+    found = inspect_source(open_source(write_manifest(tmp_path / f"set{red}", *rows)))
+    text = format_inspection(found, VOCABULARY, (0.6, 5.0))
+    assert found.tags and found.suspects and found.problems
+    assert "\x1b" not in text and "\x07" not in text
 
 
 class ManyRows(Source):

@@ -21,6 +21,13 @@ EXPECTED = {
     '"One" and "two"': '"One" and "two"',
     "cafe\u0301 na\u00efve": "caf\u00e9 na\u00efve",
     "zero\u200bwidth\u00a0space": "zero width space",
+    "\u0645\u06cc\u200c\u0631\u0648\u0645": "\u0645\u06cc\u200c\u0631\u0648\u0645",  # Persian "I go": one word
+    "\u0dc1\u0dca\u200d\u0dbb\u0dd3 x": "\u0dc1\u0dca\u200d\u0dbb\u0dd3 x",  # Sinhala "Sri"
+    "\u0d05\u0d35\u0d28\u0d4d\u200d x": "\u0d05\u0d35\u0d28\u0d4d\u200d x",  # Malayalam "he", the old chillu at its end
+    "\u200cat \u200d the\u200c edges\u200d.": "at the edges.",
+    "\u200eleft\u2060-to-\u202bri\u00adght\u202c\ufeff": "left-to-right",
+    "\u0645\u06cc\u200c\u200e\u200c\u0631\u0648": "\u0645\u06cc\u200c\u0631\u0648",
+    "e\u2060\u0301": "\u00e9",
     "ignore_time_segment_in_scoring": "",
     "<unk>": "",
     "<SIL> <PERIOD>": "",

@@ -29,7 +29,10 @@ SLOWEST_CHARACTERS_PER_SECOND = 3.0
 SLOWEST_FROM_SECONDS = 3.0  # "yes" and a pause are no fault in a short clip
 SILENT_DB = -60.0  # of full scale
 CLIPPED_SHARE = 0.001  # of the samples at the very top
-SHORTER_THAN_STATED = 0.9  # decoded length over the length that the metadata states
+SHORTER_THAN_STATED, LONGER_THAN_STATED = 0.9, 1.1  # decoded length over the length that the metadata states
+LONGEST_HEARD_SECONDS = 300.0  # a clip is decoded whole: this much takes 20 MB, and no training takes more
+# Outside of these a stated length is a slip of the pen or of the unit.
+SHORTEST_POSSIBLE_SECONDS, LONGEST_POSSIBLE_SECONDS = 1e-3, 86_400.0
 LENGTH_PERCENTILES = (0, 1, 25, 50, 75, 99, 100)
 
 # What a suspect is called, and what it means; in the order in which they are printed.
@@ -43,6 +46,10 @@ SUSPECTS = {
     "silent": f"never above {SILENT_DB:g} dB, and there is a transcript",
     "clipped": f"more than {CLIPPED_SHARE:.1%} of the samples at full scale",
     "shorter than stated": "the audio ends before the length that the metadata states",
+    "longer than stated": "the audio goes on after the length that the metadata states, and training plans by that",
+    "not heard out": f"longer than {LONGEST_HEARD_SECONDS:g} s, which is not decoded here",
+    "impossible length": f"the metadata states under {SHORTEST_POSSIBLE_SECONDS:g} s or over a day",
+    "repeated id": "an earlier row has the same id: reports cannot tell them apart",
 }
 
 
@@ -124,7 +131,7 @@ def inspect_source(source: Source, num_decoded: int = 200) -> Inspection:
     found.problems = [str(problem) for problem in source.problems[:NUM_EXAMPLES]]
     rows = source.utterances()
     found.num_rows = len(rows)
-    found.seconds = source.seconds().astype(np.float32)
+    found.seconds = _possible_seconds(found, source)
     found.num_unknown_length = int(np.isnan(found.seconds).sum())
     _look_at_texts(found, rows)
     chosen = np.random.default_rng(SAMPLE_SEED).permutation(len(rows))[:num_decoded]
@@ -134,15 +141,29 @@ def inspect_source(source: Source, num_decoded: int = 200) -> Inspection:
     return found
 
 
+def _possible_seconds(found: Inspection, source: Source) -> np.ndarray:
+    """The stated lengths, float32 (rows,); NaN for those that cannot be, which are suspects."""
+    with np.errstate(over="ignore"):
+        seconds = source.seconds().astype(np.float32)
+    impossible = (seconds < SHORTEST_POSSIBLE_SECONDS) | (seconds > LONGEST_POSSIBLE_SECONDS)
+    rows = source.utterances()
+    for index in np.flatnonzero(impossible):
+        row = rows[int(index)]
+        found.suspect("impossible length", row, f"{row.seconds:.6g} s")
+    return np.where(impossible, np.float32(np.nan), seconds)
+
+
 def _look_at_texts(found: Inspection, rows: Sequence[Utterance]) -> None:
     """Counts what transcripts hold, row by row."""
     rates = np.full(len(rows), np.nan, np.float32)
     text_keys = np.zeros(len(rows), np.uint64)
     row_keys = np.zeros(len(rows), np.uint64)
+    id_keys = np.zeros(len(rows), np.uint64)
     speakers: set[int] = set()
     texts: Counter[str] = Counter()
     for index, row in enumerate(show_progress(rows, "reading transcripts", len(rows))):
         tidy = clean_transcript(row.text)
+        id_keys[index] = utterance_key(row.id)
         if row.speaker is not None:
             speakers.add(utterance_key(row.speaker))
         found.num_words += len(tidy.split())
@@ -175,16 +196,18 @@ def _look_at_texts(found: Inspection, rows: Sequence[Utterance]) -> None:
     found.repeated_texts = [
         (text, count) for text, count in texts.most_common(NUM_REPEATED_TEXTS) if count > 1 and text
     ]
-    for index in _repeats(row_keys, found.seconds):
-        found.suspect("duplicate", rows[index], f"{found.seconds[index]:.2f} s")
+    for index in _repeats(row_keys):
+        if row_keys[index] and found.seconds[index] > 0:  # the text is not empty, and the length is known
+            found.suspect("duplicate", rows[index], f"{found.seconds[index]:.2f} s")
+    for index in _repeats(id_keys):
+        found.suspect("repeated id", rows[index], str(rows[index].audio))
 
 
-def _repeats(keys: np.ndarray, seconds: np.ndarray) -> Iterator[int]:
-    """Rows whose key an earlier row has, where the length is known and the text is not empty (key 0)."""
+def _repeats(keys: np.ndarray) -> list[int]:
+    """Rows whose key an earlier row has, in their order."""
     order = np.argsort(keys, kind="stable")
     same = keys[order][1:] == keys[order][:-1]
-    repeated = np.sort(order[1:][same])
-    yield from (int(index) for index in repeated if keys[index] and seconds[index] > 0)
+    return np.sort(order[1:][same]).tolist()
 
 
 def _listen(found: Inspection, source: Source, rows: Sequence[Utterance]) -> None:
@@ -193,9 +216,11 @@ def _listen(found: Inspection, source: Source, rows: Sequence[Utterance]) -> Non
     for row in show_progress(rows, "listening", len(rows)):
         found.num_decoded += 1
         try:
-            waveform = source.read(row)
+            waveform = source.read(row, LONGEST_HEARD_SECONDS)
         except (OSError, ValueError) as error:  # AudioError is a ValueError
-            found.suspect("unreadable", row, " ".join(str(error).split()))
+            # All sources say it in these words.
+            kind = "not heard out" if "longer than the limit of" in str(error) else "unreadable"
+            found.suspect(kind, row, " ".join(str(error).split()))
             continue
         heard = len(waveform) / SAMPLING_RATE
         size = np.abs(waveform)
@@ -206,8 +231,13 @@ def _listen(found: Inspection, source: Source, rows: Sequence[Utterance]) -> Non
         clipped = float((size >= 0.999).mean())
         if clipped > CLIPPED_SHARE:
             found.suspect("clipped", row, f"{clipped:.1%} of the samples")
-        if row.seconds is not None and heard < SHORTER_THAN_STATED * row.seconds:
-            found.suspect("shorter than stated", row, f"{heard:.2f} s instead of {row.seconds:.2f} s")
+        if row.seconds is not None:
+            for kind, differs in (
+                ("shorter than stated", heard < SHORTER_THAN_STATED * row.seconds),
+                ("longer than stated", heard > LONGER_THAN_STATED * row.seconds),
+            ):
+                if differs:
+                    found.suspect(kind, row, f"{heard:.2f} s instead of {row.seconds:.6g} s")
     found.levels_db = np.array(levels, np.float32)
 
 
@@ -237,7 +267,7 @@ def format_inspection(found: Inspection, vocabulary: str, limits: tuple[float, f
     if found.num_decoded:
         sections.append(_section(f"Sound of {found.num_decoded:,} rows", _sound(found)))
     sections.append(_section("To look at", _suspicions(found)))
-    return f"{found.name}\n\n" + "\n\n".join(sections)
+    return f"{_short(found.name)}\n\n" + "\n\n".join(sections)
 
 
 def _section(title: str, lines: Iterable[str]) -> str:
@@ -264,7 +294,7 @@ def _contents(found: Inspection, known: np.ndarray, limits: tuple[float, float])
     if found.num_excluded:
         yield f"{found.num_excluded:,} rows are left out by the rules of the set"
     if found.num_problems:
-        yield f"{found.num_problems:,} rows cannot be used, such as {found.problems[0]}"
+        yield f"{found.num_problems:,} rows cannot be used, such as {_short(found.problems[0], 200)}"
 
 
 def _texts(found: Inspection, vocabulary: str) -> Iterator[str]:
@@ -281,7 +311,7 @@ def _texts(found: Inspection, vocabulary: str) -> Iterator[str]:
         share = sum(unknown.values()) / max(1, sum(n for c, n in letters.items() if c.isalnum()))
         yield f"not in ctc.vocabulary: {' '.join(list(unknown)[:30])} ({share:.2%} of letters and digits)"
     if found.tags:
-        yield "markup: " + ", ".join(f"{tag} {count:,}" for tag, count in found.tags.most_common(8))
+        yield "markup: " + ", ".join(f"{_short(tag)} {count:,}" for tag, count in found.tags.most_common(8))
     yield f"{found.num_tidied:,} transcripts are changed by data.clean_text"
     for before, after in found.tidied[:3]:
         yield f"   before: {_short(before)}"
@@ -303,7 +333,9 @@ def _suspicions(found: Inspection) -> Iterator[str]:
         if found.num_suspects[kind]:
             yield f"{found.num_suspects[kind]:,} {kind} ({meaning})"
             shown = [suspect for suspect in found.suspects if suspect.kind == kind][:3]
-            yield from (f"   {each.id}: {_short(each.detail)}: {_short(each.text, 60)}" for each in shown)
+            yield from (
+                f"   {_short(each.id)}: {_short(each.detail)}: {_short(each.text, 60)}" for each in shown
+            )
 
 
 def _visible(character: str) -> str:
@@ -322,7 +354,8 @@ def draw_inspection(found: Inspection, target: Any) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 7), layout="constrained")
-    figure.suptitle(f"{found.name}: {found.num_rows:,} rows, {found.hours:,.1f} hours")
+    title = f"{_short(found.name)}: {found.num_rows:,} rows, {found.hours:,.1f} hours"
+    figure.suptitle(title, parse_math=False)  # a name may hold dollar signs
     panels: list[tuple[str, str, str, np.ndarray, Callable[[Any], None] | None]] = [
         ("Length", "seconds", "rows", found.seconds[~np.isnan(found.seconds)], None),
         ("Speaking rate", "characters a second", "rows", found.characters_per_second, _mark_rates),
