@@ -83,7 +83,8 @@ def losses(config: Any, tmp_path: Path, num_steps: int = 8) -> list[float]:
     model, processor = build_model(config)
     store = open_store(config, model, processor)
     variants = 1 if store else None
-    data = build_data(config, open_sources(config.data.train), processor, variants=variants, store=store)
+    sources = open_sources(config.data.train, with_audio=store is None)
+    data = build_data(config, sources, processor, variants=variants, store=store)
     assert data.num_batches(0) < num_steps
     lines: list[dict[str, Any]] = []
     Trainer(config, model, data, tmp_path, report=lines.append).run()
@@ -233,13 +234,72 @@ def test_a_clip_that_cannot_be_read_is_told_in_training_too(configured: Any, tmp
     ]
 
 
-def test_audio_that_changed_is_noticed(configured: Any, tmp_path: Path) -> None:
+def record_anew(file: Path) -> None:
+    """Another sound of the same length, in as many bytes."""
+    soundfile.write(file, noise(soundfile.info(file).duration, 99), 16000)
+
+
+def test_audio_that_changed_is_encoded_anew(configured: Any, tmp_path: Path) -> None:
     train = write_speech(tmp_path / "train")
     config = configured(f"data.train={train}")
     cache(config)
-    soundfile.write(train / "7.wav", noise(soundfile.info(train / "7.wav").duration, 99), 16000)
-    with pytest.raises(UserError, match=r"7.wav has changed since .* cache-features again"):
+    shutil.copytree(train, tmp_path / "before")
+    record_anew(train / "7.wav")
+    changed = r"1 of 30 clips, such as 7, have no frames there, or their audio has changed since: run"
+    with pytest.raises(UserError, match=changed):
         losses(config, tmp_path)
+    assert "1 of 30 sounds to encode" in " ".join(cache(config))
+    after = losses(config, tmp_path)
+    (train / "7.wav").unlink()  # what was encoded last is what it was
+    assert losses(config, tmp_path) == after
+    shutil.copy(tmp_path / "before/7.wav", train / "7.wav")  # as it was: its frames are still there
+    assert "0 of 30 sounds to encode" in " ".join(cache(config))
+    assert losses(config, tmp_path) != after
+
+
+def test_a_clip_spliced_from_audio_that_changed_is_encoded_anew(configured: Any, tmp_path: Path) -> None:
+    train = write_speech(tmp_path / "train")
+    config = configured(
+        f"data.train={train}", "augmentation.splice_probability=1", "data.features_cache_variants=1"
+    )
+    cache(config)
+    data = build_data(config, open_sources(config.data.train), build_model(config)[1], variants=1)
+    pieces_of = {row: [row] for row in range(NUM_CLIPS)}
+    pieces_of |= {row: [piece.row for piece in each.pieces] for row, each in data._recipes(0).items()}
+    record_anew(train / "7.wav")
+    num_touched = sum(7 in pieces for pieces in pieces_of.values())
+    assert num_touched > 1
+    assert f"{num_touched} of 30 sounds to encode" in " ".join(cache(config))
+
+
+def test_two_projects_share_a_cache(configured: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for project in ("first", "second"):
+        (tmp_path / project).mkdir()
+        recordings = write_speech(tmp_path / project / "recordings")
+    for file in recordings.glob("*.wav"):
+        record_anew(file)
+    config = configured("data.train=recordings")
+    curves = []
+    for project in ("first", "second", "first"):
+        monkeypatch.chdir(tmp_path / project)
+        notes = " ".join(cache(config))
+        assert ("30 of 30 sounds" if len(curves) < 2 else "0 of 30 sounds") in notes
+        curves.append(losses(config, tmp_path))
+    assert curves[0] == curves[2] != curves[1]
+
+
+def test_a_damaged_shard_is_encoded_anew(configured: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored, "SHARD_BYTES", 10_000)
+    config = configured()
+    cache(config)
+    (folder,) = Path(config.data.features_cache).iterdir()
+    shard = min(folder.glob("*.frames"))
+    shard.write_bytes(shard.read_bytes()[:-2])
+    assert 0 < int(cache(config)[1].split()[0]) < NUM_CLIPS
+    assert not shard.exists() and "0 of 30" in cache(config)[1]
+    spare = folder / "spare.npy"
+    spare.write_bytes(b"cut off")
+    assert "0 of 30" in cache(config)[1] and not spare.exists()
 
 
 @pytest.mark.parametrize(
@@ -253,6 +313,7 @@ def test_audio_that_changed_is_noticed(configured: Any, tmp_path: Path) -> None:
         ),
         (["augmentation.gain_db=[-6,6]"], "augmentation.gain_db .* sounds otherwise in every epoch"),
         (["data.features_cache_variants=0"], "at least 1"),
+        (["data.features_cache_variants=2"], "without augmentation all are the same"),
     ],
 )
 def test_what_cannot_be_cached_is_refused(configured: Any, overrides: list[str], words: str) -> None:

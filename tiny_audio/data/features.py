@@ -310,18 +310,3 @@ def _close_flushed(file: Any) -> None:
     file.flush()
     os.fsync(file.fileno())
     file.close()
-
-
-def check_sizes(store: FrameStore, numbers: np.ndarray, rows: Iterable[Utterance]) -> None:
-    """Raises UserError where the file of a clip is not the one that was encoded. Files that are gone are no fault."""
-    rows = list(rows)
-    audio = audio_fingerprints(rows, store.entries["clip"][numbers])
-    stored = store.entries["audio"][numbers]
-    for number in np.flatnonzero((stored != audio) & (stored > 0) & (audio > 0))[:1]:
-        raise UserError(
-            f"{rows[number].audio} has changed since its features were cached; empty data.features_cache or name "
-            "another folder, and run tiny-audio cache-features again"
-        )
-
-
-file_bytes = file_fingerprint  # as the command calls it

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from tiny_audio.data.augment import Augmentation, draw_rates
 from tiny_audio.data.batching import Budget, EpochPlan, LengthBucket, dense_texts, plan_epoch
-from tiny_audio.data.features import FrameStore, check_sizes, clip_identity
+from tiny_audio.data.features import FrameStore, audio_fingerprints, clip_identity, joined_fingerprint
 from tiny_audio.data.filters import Filters
 from tiny_audio.data.reader import (
     BatchPlan,
@@ -255,25 +255,23 @@ class TrainData:
     def clips_to_encode(self, hearing: int, store: FrameStore) -> tuple[np.ndarray, float]:
         """The clips without frames in `store`, as they sound in `hearing`: identities (clips,), and their seconds."""
         lacking = self._lacks_frames(hearing, store)
-        return self._identities_of(hearing)[lacking], float(self._plan(hearing)[2].lengths[lacking].sum())
+        return self._known_by(hearing)[0][lacking], float(self._plan(hearing)[2].lengths[lacking].sum())
 
     def batches_to_encode(self, hearing: int, store: FrameStore) -> Iterator[dict[str, Any]]:
-        """Batches of those clips, with `identities` (list of int) and `utterances`.
+        """Batches of those clips, with `identities` and `audio`, the fingerprints of their files (lists of int).
 
         Raises:
             UserError: as `batches` does.
         """
         lacking = self._lacks_frames(hearing, store)
-        identities = self._identities_of(hearing)
+        identities, audio = self._known_by(hearing)
         plans = (
             replace(plan, clips=tuple(clip for clip in plan.clips if lacking[self._position(clip.row)]))
             for plan in self._batch_plans(hearing, 0)
         )
         for batch in self._load(plan for plan in plans if plan.clips):
-            rows = [clip.row for clip in batch["clips"]]
-            batch["identities"] = [int(identities[self._position(row)]) for row in rows]
-            batch["utterances"] = [self._utterance(row)[1] for row in rows]
-            yield batch
+            positions = [self._position(clip.row) for clip in batch["clips"]]
+            yield {**batch, "identities": identities[positions].tolist(), "audio": audio[positions].tolist()}
 
     def utterance(self, row: int) -> Utterance:
         """A clip by its number within all sources, which each of a batch's `clips` has."""
@@ -318,6 +316,7 @@ class TrainData:
         self._tokens = np.zeros(num_rows, np.int32)
         self._keys = np.zeros(num_rows, np.uint64)
         self._identities = np.zeros(0 if self._variants is None else num_rows, np.uint64)
+        self._fingerprints: np.ndarray | None = None
         self._groups = join_groups(self._sources)
         keep = np.zeros(num_rows, bool)
         splice = self._augmentation.splice_probability > 0
@@ -356,33 +355,38 @@ class TrainData:
 
     # What is stored of it -----------------------------------------------------------------------------------
 
-    def _identities_of(self, hearing: int) -> np.ndarray:
-        """uint64 (clips,): what each clip of `_rows` is known by in a store, as it sounds in `hearing`."""
-        identities = self._identities[self._rows]
+    def _known_by(self, hearing: int) -> tuple[np.ndarray, np.ndarray]:
+        """What each clip of `_rows` is known by in a store, as it sounds in `hearing`, and fingerprints of its files.
+
+        Both are uint64 (clips,); a fingerprint is 0 where a file is gone.
+        """
+        if self._fingerprints is None:
+            utterances = (self._utterance(int(row))[1] for row in self._rows)
+            self._fingerprints = audio_fingerprints(utterances, self._identities[self._rows])
+        identities, audio = self._identities[self._rows], self._fingerprints.copy()
         for row, recipe in self._recipes(hearing).items():
             pieces = [(int(self._identities[piece.row]), piece.start, piece.end) for piece in recipe.pieces]
+            files = [int(self._fingerprints[self._position(piece.row)]) for piece in recipe.pieces]
             position = self._position(row)
-            identities[position] = utterance_key(
-                f"{identities[position]} {pieces} {recipe.gaps} {recipe.text}"
-            )
-        return identities
+            known = f"{identities[position]} {pieces} {recipe.gaps} {recipe.text}"
+            identities[position], audio[position] = utterance_key(known), joined_fingerprint(files)
+        return identities, audio
 
     def _lacks_frames(self, hearing: int, store: FrameStore) -> np.ndarray:
-        numbers = store.find(hearing, self._identities_of(hearing))
+        numbers = store.find(hearing, *self._known_by(hearing))
         return (numbers < 0) | (store.entries["num_frames"][numbers] == 0 if len(store.entries) else True)
 
     def _find_stored(self, store: FrameStore, hearing: int) -> np.ndarray:
-        """int64 (clips,): the entries of all clips. Raises UserError where one has none, or another file."""
-        numbers = store.find(hearing, self._identities_of(hearing))
+        """int64 (clips,): the entries of all clips. Raises UserError where one has none, or of other audio."""
+        numbers = store.find(hearing, *self._known_by(hearing))
         missing = np.flatnonzero(numbers < 0)
         if len(missing):
             example = self._utterance(int(self._rows[missing[0]]))[1].id
             raise UserError(
                 f"data.features_cache: {len(missing):,} of {len(numbers):,} clips, such as {example}, have no frames "
-                f"there{f' of variant {hearing}' if hearing else ''}: run tiny-audio cache-features with the same "
-                "overrides as tiny-audio train"
+                f"there{f' of variant {hearing}' if hearing else ''}, or their audio has changed since: run tiny-audio "
+                "cache-features with the same overrides as tiny-audio train"
             )
-        check_sizes(store, numbers, (self._utterance(int(row))[1] for row in self._rows))
         return numbers
 
     def _position(self, row: int) -> int:

@@ -113,7 +113,8 @@ def cache_features(
     """Run a frozen encoder over the training clips once and keep what it gives for all epochs and runs to come.
 
     Give the overrides of the training command, data.features_cache=DIR among them. A stopped command goes on where
-    it was; data that is added later is encoded alone. Training then needs no audio and does not run the encoder.
+    it was; data that is added or changed later is encoded alone. Training then does not run the encoder, nor needs the
+    audio where the data states lengths: a manifest with "seconds", parquet with a column of durations.
 
     With augmentation, data.features_cache_variants=K keeps K sounds of each clip.
 

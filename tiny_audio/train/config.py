@@ -477,6 +477,8 @@ def _check_features_cache(config: DictConfig) -> None:
             f"data.features_cache={data.features_cache}: with {active[0]} a clip sounds otherwise in every epoch; set "
             "data.features_cache_variants=K to hear K sounds of each clip in turn, or switch the augmentation off"
         )
+    if not active and (data.features_cache_variants or 1) > 1:
+        raise UserError("data.features_cache_variants: without augmentation all are the same; set it to null")
 
 
 def _check_architecture(key: str, architecture: DictConfig) -> None:

@@ -25,7 +25,7 @@ from rich.progress import (
 )
 from torch import Tensor, nn
 
-from tiny_audio.data.features import FrameStore, FrameWriter, differences, file_bytes, store_folder
+from tiny_audio.data.features import FrameStore, FrameWriter, differences, store_folder
 from tiny_audio.data.loader import TrainData
 from tiny_audio.data.sources import open_sources
 from tiny_audio.errors import UserError
@@ -118,12 +118,13 @@ def cache_features(
         f"{size_in_words(size)} in {folder}"
     )
     if num_clips == 0:
+        FrameWriter(folder, about, store.broken)  # to remove what is broken
         return folder
     check_space(
         cache, size, f"data.features_cache={cache}", "name a folder on another disk, or train without"
     )
     encoder = Encoder(tower, mixed_precision(config.training.bf16))
-    writer = FrameWriter(folder, about)
+    writer = FrameWriter(folder, about, store.broken)
     started = time.perf_counter()
     try:
         with _progress(seconds) as advance:
@@ -162,11 +163,10 @@ def fill_store(
     unreadable = set(data.clips_to_encode(hearing, store)[0].tolist())
     for batch in data.batches_to_encode(hearing, store):
         all_frames = encoder(batch["input_features"], batch["input_features_mask"])
-        for identity, utterance, num_samples, frames in zip(
-            batch["identities"], batch["utterances"], batch["num_samples"], all_frames, strict=True
+        for identity, audio, num_samples, frames in zip(
+            batch["identities"], batch["audio"], batch["num_samples"], all_frames, strict=True
         ):
-            audio_bytes = file_bytes(utterance.audio.location)
-            writer.add(identity, hearing, frames.to(store.dtype), num_samples, audio_bytes)
+            writer.add(identity, hearing, frames.to(store.dtype), num_samples, audio)
             unreadable.discard(identity)  # a row that is there twice has one
         advance(batch["audio_seconds"])
     for identity in unreadable:
