@@ -300,7 +300,7 @@ class TrainData:
         self._tokens = np.zeros(num_rows, np.int32)
         self._keys = np.zeros(num_rows, np.uint64)
         self._identities = np.zeros(0 if self._variants is None else num_rows, np.uint64)
-        self._groups = _join_groups(self._sources)
+        self._groups, self._group_bytes = _join_groups(self._sources)
         keep = np.zeros(num_rows, bool)
         splice = self._augmentation.splice_probability > 0
         speakers: dict[int, Utterance] = {}
@@ -426,6 +426,7 @@ class TrainData:
                 batch_seconds=self._batch_seconds,
                 max_clips=self._max_clips,
                 groups=None if self._groups is None else self._groups[self._rows[heard.positions]],
+                group_bytes=self._group_bytes,
                 short_first=self._short_first and epoch == 0,
             )
             self._planned = (epoch, plan, heard)
@@ -473,19 +474,18 @@ class TrainData:
             yield BatchPlan(hearing, index, tuple(clips))
 
 
-def _join_groups(sources: Sequence[Source]) -> np.ndarray | None:
-    """The groups of all sources with numbers that do not clash; -1 for rows that may be read in any order."""
+def _join_groups(sources: Sequence[Source]) -> tuple[np.ndarray | None, np.ndarray]:
+    """The groups of all sources with numbers that do not clash, -1 for rows read in any order; and their bytes."""
     parts = [source.groups() for source in sources]
+    num_bytes = [source.group_bytes() for source in sources]
     if all(part is None for part in parts):
-        return None
+        return None, np.zeros(0, np.int64)
     joined, first = [], 0
-    for source, part in zip(sources, parts, strict=True):
-        if part is None:
-            joined.append(np.full(len(source.utterances()), -1, np.int64))
-        else:
-            joined.append(part.astype(np.int64) + first)
-            first += int(part.max(initial=-1)) + 1
-    return np.concatenate(joined)
+    for source, part, sizes in zip(sources, parts, num_bytes, strict=True):
+        rows = len(source.utterances())
+        joined.append(np.full(rows, -1, np.int64) if part is None else part.astype(np.int64) + first)
+        first += len(sizes)
+    return np.concatenate(joined), np.concatenate(num_bytes)
 
 
 def _left_out_line(reason: str, names: Sequence[str]) -> str:
