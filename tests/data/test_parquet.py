@@ -146,6 +146,108 @@ def test_a_cache_that_cannot_be_written_is_no_error(
     assert "lengths could not be kept" in caplog.text
 
 
+def write_table(path: Path, **columns: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    num_rows = len(columns["text"])
+    audio = [wav_bytes(clip(0.1 * (n + 1), n)) for n in range(num_rows)]
+    pyarrow.parquet.write_table(pyarrow.table({"audio": audio, **columns}), path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string", "binary", "large_binary", "dictionary"])
+def test_text_in_every_type_that_holds_it(kind: str, tmp_path: Path) -> None:
+    written = ["über uns", None, "", "hello there"]
+    text = pyarrow.array(written)
+    text = text.dictionary_encode() if kind == "dictionary" else text.cast(pyarrow.type_for_alias(kind))
+    speaker = pyarrow.array([b"ann", None, b"\xff", b"bo"])
+    source = open_source(write_table(tmp_path / "x.parquet", text=text, speaker=speaker, id=[7, 8, 9, 10]))
+    rows = [(row.id, row.text, row.speaker) for row in source.utterances()]
+    assert rows == [("7", "über uns", "ann"), ("9", "", "\ufffd"), ("10", "hello there", "bo")]
+    assert [str(problem) for problem in source.problems] == [f"{tmp_path}/x.parquet#1: has no transcript"]
+
+
+def test_text_that_is_not_utf8_is_a_counted_problem(tmp_path: Path) -> None:
+    offsets = pyarrow.py_buffer(np.array([0, 5, 8], np.int32).tobytes())
+    broken = pyarrow.Array.from_buffers(
+        pyarrow.string(), 2, [None, offsets, pyarrow.py_buffer(b"helloa\xff\xfe")]
+    )
+    # Without lengths, and with one that is none: the transcript of such a row is looked at, too.
+    for columns in ({}, {"duration": [0.1, None]}):
+        for text in (broken, broken.cast(pyarrow.binary())):
+            path = write_table(tmp_path / "x.parquet", text=text, **columns)
+            source = open_source(path)
+            assert [row.text for row in source.utterances()] == ["hello"]
+            assert f"{path}#1: its transcript is not UTF-8 text" in map(str, source.problems)
+            assert all(problem.utterance is None for problem in source.problems)
+
+
+@pytest.mark.parametrize("role", ["text", "id", "speaker"])
+def test_a_column_of_another_type_is_named(role: str, tmp_path: Path) -> None:
+    columns = {"text": ["a", "b"]} | {role: [["a"], ["b"]]}
+    path = write_table(tmp_path / "x.parquet", **columns)
+    with pytest.raises(UserError, match=rf"x.parquet: its column {role} \({role}\) holds list<.*>, not text"):
+        open_source(path)
+
+
+def test_durations_in_every_type_that_holds_them(tmp_path: Path) -> None:
+    expected = [0.5, 1.5]
+    for values in (
+        pyarrow.array(expected, pyarrow.float32()),
+        pyarrow.array(["0.5", "1.5"]),
+        pyarrow.array([500, 1500], pyarrow.duration("ms")),
+    ):
+        path = write_table(tmp_path / "x.parquet", text=["a", "b"], duration=values)
+        np.testing.assert_allclose(open_source(path).seconds(), expected)
+    path = write_table(tmp_path / "x.parquet", text=["a", "b", "c"], duration=["0.5", "n/a", None])
+    source = open_source(path)
+    assert len(source.utterances()) == 1
+    assert [str(problem) for problem in source.problems] == [
+        f"{path}#1: its duration is n/a, not a positive number of seconds",
+        f"{path}#2: its duration is nan, not a positive number of seconds",
+    ]
+
+
+def test_durations_that_mean_something_else_are_measured(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    times = pyarrow.array([1, 2], pyarrow.timestamp("ms"))
+    path = write_table(tmp_path / "x.parquet", text=["a", "b"], duration=times)
+    with caplog.at_level(logging.WARNING):
+        np.testing.assert_allclose(open_source(path).seconds(), [0.1, 0.2])
+    assert "its column duration holds timestamp[ms], which is no number of seconds" in caplog.text
+
+
+def test_shards_with_other_columns(tmp_path: Path) -> None:
+    write_table(tmp_path / "a.parquet", text=["a"], duration=[0.1])
+    write_table(tmp_path / "b.parquet", text=["b"], seconds=[0.1])
+    with pytest.raises(
+        UserError, match=r"b.parquet: has no column duration, as .*a.parquet has \(only audio, "
+    ):
+        open_source(tmp_path)
+    write_table(tmp_path / "b.parquet", text=[["b"]], duration=[0.1])
+    with pytest.raises(UserError, match=r"b.parquet: its column text \(text\) holds list"):
+        open_source(tmp_path)
+
+
+def test_lengths_of_files_that_rows_only_name_are_measured_each_time(tmp_path: Path) -> None:
+    rows = [{"audio": f"c{n}.wav", "text": "x"} for n in range(3)]
+    path = write_parquet(tmp_path / "x.parquet", rows)
+    with pytest.raises(UserError, match="holds no audio that can be read"):
+        open_source(path)
+    for seconds in (0.3, 0.7):  # put there, then replaced
+        for n in range(3):
+            (tmp_path / f"c{n}.wav").write_bytes(wav_bytes(clip(seconds)))
+        np.testing.assert_allclose(open_source(path).seconds(), [seconds] * 3)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"broken"])
+def test_a_broken_cache_of_lengths_is_measured_again(content: bytes, tmp_path: Path, own_cache: Path) -> None:
+    path = write_table(tmp_path / "x.parquet", text=["a", "b"])
+    for _ in range(2):
+        np.testing.assert_allclose(open_source(path).seconds(), [0.1, 0.2])
+        next(own_cache.rglob("*.npy")).write_bytes(content)
+
+
 def test_files_that_are_no_use(tmp_path: Path) -> None:
     broken = tmp_path / "broken.parquet"
     broken.write_bytes(b"PAR1 and then nothing")

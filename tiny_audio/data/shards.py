@@ -27,15 +27,14 @@ AUDIO_CACHE_BYTES = WINDOW_BYTES * 5 // 4
 TEXT_CACHE_BYTES = 1 << 26
 # What all processes together keep on the disk of row groups from elsewhere: the windows of two runs, and more.
 SHARED_CACHE_BYTES = 1 << 31
-# A row group is read as a whole for any row of it, by each process.
-LARGEST_GROUP_BYTES = 1 << 30
+# A row group is read as a whole for any row of it, by each process, and takes three times its size in that moment.
+LARGEST_GROUP_BYTES = 1 << 29
 # The system allows a process some 1,000, and the footer of each takes memory.
 MOST_OPEN_FILES = 128
 NETWORK_TRIES = 5
 FIRST_WAIT_SECONDS = 2.0  # twice as long each time: half a minute in all
 # Their errors are not always OSErrors.
 NETWORK_LIBRARIES = ("aiohttp", "botocore", "httpcore", "httpx", "httpx2", "requests", "urllib3")
-READ_BUFFER_BYTES = 1 << 20
 REWRITE = (
     'python -c "import pyarrow.parquet as p; f = p.ParquetFile({file!r}, buffer_size=1 << 20); '
     "w = p.ParquetWriter('rewritten.parquet', f.schema_arrow); "
@@ -159,8 +158,7 @@ class Shards:
 def _open_parquet(file: str) -> pyarrow.parquet.ParquetFile:
     try:
         if "://" not in file:
-            # Without a buffer, a row group's bytes and what is decoded of them lie in memory at the same time.
-            return pyarrow.parquet.ParquetFile(file, buffer_size=READ_BUFFER_BYTES)
+            return pyarrow.parquet.ParquetFile(file)
         import fsspec
 
         filesystem, path = fsspec.core.url_to_fs(file)
