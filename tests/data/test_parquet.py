@@ -314,6 +314,37 @@ def test_what_a_hub_data_set_does_not_have(hub_copy: Path) -> None:
         open_source("hub:speechbrain/LoquaciousSet/smal:train")
 
 
+def test_rows_of_a_hub_data_set_name_no_files_outside_it(hub_copy: Path, tmp_path: Path) -> None:
+    private = tmp_path / "private.wav"
+    private.write_bytes(wav_bytes(clip(0.5)))
+    (hub_copy / "dev" / "inside.wav").write_bytes(private.read_bytes())
+    paths = ["inside.wav", str(private), "../../../../private.wav"]
+    rows = [loquacious_row(n, wav={"bytes": None, "path": path}) for n, path in enumerate(paths)]
+    shard = write_parquet(hub_copy / "dev" / "dev-00000-of-00001.parquet", rows)
+    source = open_source("hub:speechbrain/LoquaciousSet/small:dev")
+    inside, *outside = source.utterances()
+    assert len(source.read(inside)) == 8000
+    for row in outside:
+        with pytest.raises(AudioError, match="names a file outside the data set"):
+            source.read(row)
+    # The user's own parquet file may name any.
+    assert [len(open_source(shard).read(row)) for row in open_source(shard).utterances()] == [8000] * 3
+    far = ParquetSource([f"file://{shard}"], "far")
+    with pytest.raises(AudioError, match="only the path of its audio"):
+        far.read(far.utterances()[1])
+
+
+def test_a_hub_data_set_that_is_no_parquet_is_one_clear_line(hub_copy: Path) -> None:
+    scripted = hub_copy.parent / "scripted"
+    scripted.mkdir()
+    (scripted / "scripted.py").write_text("print('run')\n", encoding="utf-8")
+    with pytest.raises(UserError, match="made by a script has to be converted first"):
+        open_source("hub:speechbrain/scripted:train")
+    (hub_copy.parent / "empty").mkdir()
+    with pytest.raises(UserError, match="there are no data files that can be read"):
+        open_source("hub:speechbrain/empty:train")
+
+
 def test_no_hub_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
