@@ -194,8 +194,8 @@ class ParquetSource(Source):
         if column.endswith("_ms") and not pyarrow.types.is_duration(values.type):
             lengths = lengths / 1000
         for row in np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0))):
-            written = values[int(row)].as_py()
-            found = written if isinstance(written, str) else f"{lengths[row]:g}"
+            written = _text(values[int(row)]) if _holds_text(values.type) else None
+            found = f"{lengths[row]:g}" if written is None else written
             reason = f"its {column} is {found}, not a positive number of seconds"
             self._note(file, int(row), reason, self._unheard(file, int(row)))
         return lengths

@@ -7,6 +7,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -72,10 +73,11 @@ class Shards:
         rows, num_bytes = self._try(file, lambda parquet: _group_sizes(parquet.metadata, column))
         largest = int(num_bytes.max(initial=0))
         if largest > LARGEST_GROUP_BYTES:
+            copy = Path(self.files[file]).name if self.is_elsewhere(file) else self.files[file]
             raise UserError(
                 f"{self.files[file]}: one of its row groups holds {largest / 1e9:.1f} GB of {column}, and each worker "
-                f"would have to read all of it for one clip (at most {LARGEST_GROUP_BYTES / 1e9:.1f} GB). Rewrite the "
-                f"file: {REWRITE.format(file=self.files[file])}"
+                f"would have to read all of it for one clip (at most {LARGEST_GROUP_BYTES / 1e9:.1f} GB). Rewrite "
+                f"{'a copy of it' if self.is_elsewhere(file) else 'it'}: {REWRITE.format(file=copy)}"
             )
         return rows, num_bytes
 
