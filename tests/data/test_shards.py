@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from tests.data.clips import MelProcessor, loquacious_row, write_parquet
+from tests.data.clips import MelProcessor, loquacious_row, write_manifest, write_parquet
 from tests.data.far import FarFileSystem
 from tiny_audio.data import batching, group_cache, loader, shards
 from tiny_audio.data.group_cache import DiskCache
 from tiny_audio.data.loader import TrainData
 from tiny_audio.data.parquet import ParquetSource
-from tiny_audio.data.sources import open_source
+from tiny_audio.data.sources import open_source, open_sources
 from tiny_audio.errors import UserError
 
 
@@ -57,6 +57,39 @@ def test_a_row_group_is_fetched_once_for_all_workers(
     assert fetched < 1.2 * source.group_bytes().sum()
     kept = sum(path.stat().st_size for path in (tmp_path / "cache" / "row_groups").glob("*.arrow"))
     assert 10 * num_bytes < kept < 16 * num_bytes
+
+
+def test_windows_of_several_sources_and_going_on_in_the_middle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [loquacious_row(n, 0.3 + 0.01 * (n * 7 % 40)) for n in range(60)]
+    for row in rows[50:]:
+        row["duration"] = 30.0  # left out: the last group of the first source has no rows
+    write_parquet(tmp_path / "a.parquet", rows, 10)
+    write_parquet(tmp_path / "b.parquet", rows[:50], 10)
+    manifest = write_manifest(tmp_path / "c", [0.4] * 20)
+    sources = open_sources([tmp_path / "a.parquet", manifest, tmp_path / "b.parquet"])
+    num_bytes = int(max(sources[0].group_bytes().max(), sources[2].group_bytes().max()))
+    monkeypatch.setattr(
+        loader, "plan_epoch", functools.partial(loader.plan_epoch, window_bytes=2 * num_bytes)
+    )
+
+    def data() -> TrainData:
+        return TrainData(sources, MelProcessor(), seed=1, batch_seconds=4.0, max_clips=8, max_seconds=20.0)
+
+    whole = [batch["utterance_ids"] for batch in data().batches(0)]
+    assert sum(map(len, whole)) == 120 and len({name for names in whole for name in names}) == 50 + 20
+    for start in (3, len(whole) - 2):
+        assert [batch["utterance_ids"] for batch in data().batches(0, start)] == whole[start:]
+    # Rows are numbered through all sources: 60, 20 and 50.
+    group_of = {row: row // 10 for row in range(60)} | {80 + row: 6 + row // 10 for row in range(50)}
+    sequence = [
+        {group_of[clip.row] for clip in batch["clips"] if clip.row in group_of} for batch in data().batches(0)
+    ]
+    at_once = [
+        len(set().union(*sequence[: n + 1]) & set().union(*sequence[n:])) for n in range(len(sequence))
+    ]
+    assert max(at_once) == 2
 
 
 def test_what_was_fetched_serves_the_next_run(tmp_path: Path) -> None:
