@@ -108,6 +108,35 @@ def test_reading_stays_inside_a_window_of_groups() -> None:
     assert sorted(first_seen, key=first_seen.__getitem__) != sorted(first_seen)  # in random order
 
 
+def test_a_window_of_groups_ends_at_its_bytes() -> None:
+    seconds = speech_lengths(6000)
+    groups = np.repeat([*range(50), -1], [100] * 50 + [1000])  # and rows without a place of their own
+    sizes = np.random.default_rng(0).integers(5, 20, 60)  # the last groups hold none of the rows
+    seen = [
+        set(groups[batch].tolist()) - {-1}
+        for batch in plan(seconds, groups=groups, group_bytes=sizes, window_bytes=60)
+    ]
+    open_groups = [set().union(*seen[: index + 1]) & set().union(*seen[index:]) for index in range(len(seen))]
+    assert 40 < max(sum(sizes[list(there)]) for there in open_groups) <= 60
+    one_each = plan(seconds, groups=groups, group_bytes=sizes, window_bytes=1)
+    assert all(len(set(groups[batch].tolist()) - {-1}) <= 1 for batch in one_each)
+    assert sorted(row for batch in one_each for row in batch) == list(range(6000))
+    # Where bytes are no limit, the order is that of windows of rows.
+    by_rows = plan(seconds, groups=groups, window_rows=1000)
+    assert list(
+        plan(seconds, groups=groups, group_bytes=sizes, window_rows=1000, window_bytes=10**9)
+    ) == list(by_rows)
+
+
+def test_little_padding_in_a_window_of_long_recordings() -> None:
+    seconds = speech_lengths(20_000)
+    groups = np.arange(len(seconds)) // 100
+    sizes = np.bincount(groups, seconds * 32_000).astype(np.int64)  # WAV of 16 bit
+    for batch_seconds, most in ((100, 0.03), (200, 0.04), (300, 0.05)):
+        batches = plan(seconds, batch_seconds=batch_seconds, max_clips=256, groups=groups, group_bytes=sizes)
+        assert batches.padding_share(seconds) < most
+
+
 def test_a_plan_is_a_sequence() -> None:
     batches = plan(speech_lengths(200))
     listed = list(batches)

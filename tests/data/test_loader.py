@@ -228,6 +228,13 @@ def test_other_languages_are_left_out(tmp_path: Path) -> None:
     assert train_data(path, languages=["de", "en_US"]).num_clips == train_data(path).num_clips == 4
 
 
+def test_the_language_column_of_parquet(tmp_path: Path) -> None:
+    rows = [loquacious_row(number, language=("en", "fr")[number % 2]) for number in range(6)]
+    assert train_data(write_parquet(tmp_path / "x.parquet", rows), languages=["en"]).num_clips == 3
+    rows = [loquacious_row(number, language=number) for number in range(6)]
+    assert train_data(write_parquet(tmp_path / "y.parquet", rows), languages=["en"]).num_clips == 6
+
+
 def test_clips_of_one_id_sound_each_in_its_own_way(tmp_path: Path) -> None:
     path = write_manifest(tmp_path, [1.0] * 40, id="same")
     data = train_data(path, augmentation=Augmentation(speed=(0.8, 1.2), speed_probability=1.0))

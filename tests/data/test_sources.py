@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from tests.data.clips import RATE, clip, write_manifest
+from tests.data.clips import RATE, clip, loquacious_row, write_manifest, write_parquet
 from tiny_audio.data import corpus
 from tiny_audio.data.source import allowed_problems, check_problems
 from tiny_audio.data.sources import open_source, open_sources
@@ -81,6 +83,58 @@ def test_what_is_wrong_in_a_folder_is_named(tmp_path: Path) -> None:
     assert "list.wav: is not audio that can be read" in found
     assert "nothing.wav: holds no samples" in found
     assert "latin.txt: is not UTF-8 text" in found
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    write_clip(folder / "day" / "a.wav", text="one")
+    write_clip(tmp_path / "elsewhere" / "b.wav", text="two")
+    (folder / "again").symlink_to(folder / "day")  # sorts before what it leads to
+    (folder / "day" / "up").symlink_to(folder)
+    (folder / "out").symlink_to(tmp_path)  # holds the folder itself
+    (folder / "far").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "elsewhere")
+    source = open_source(folder)
+    assert [row.id for row in source.utterances()] == ["day/a", "far/b"] and not source.problems
+    linked = tmp_path / "linked"
+    linked.symlink_to(folder)
+    assert [row.id for row in open_source(linked).utterances()] == ["day/a", "far/b"]
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
+def test_a_folder_holds_what_ffmpeg_reads(tmp_path: Path) -> None:
+    wav = write_clip(tmp_path / "clip.wav")
+    for suffix in ("m4a", "webm"):
+        command = ["ffmpeg", "-v", "error", "-i", str(wav), str(tmp_path / f"clip {suffix}.{suffix}")]
+        subprocess.run(command, check=True)
+        (tmp_path / f"clip {suffix}.txt").write_text(suffix, encoding="utf-8")
+    wav.unlink()
+    source = open_source(tmp_path)
+    assert [row.text for row in source.utterances()] == ["m4a", "webm"]
+    assert all(len(source.read(row)) == pytest.approx(8000, abs=2400) for row in source.utterances())
+
+
+def test_a_folder_of_shards_of_several_splits_wants_one_named(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    for number, name in enumerate(("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001")):
+        write_parquet(folder / "data" / f"{name}.parquet", [loquacious_row(number)])
+    write_parquet(folder / "validation" / "0000.parquet", [loquacious_row(3)])
+    with pytest.raises(
+        UserError, match=rf"several splits \(test, train, validation\); name .* {folder}:test$"
+    ):
+        open_source(folder)
+    for split, ids in {"train": ["clip_0", "clip_1"], "test": ["clip_2"], "dev": ["clip_3"]}.items():
+        source = open_source(f"{folder}:{split}")
+        assert [row.id for row in source.utterances()] == ids and source.name == f"{folder}:{split}"
+    with pytest.raises(
+        UserError, match=r"no .parquet files of a split 'trian'; its splits are test, train, val"
+    ):
+        open_source(f"{folder}:trian")
+    # Words inside others are no splits, and the folder's own path says nothing.
+    other = tmp_path / "train and test" / "contest"
+    for name in ("testimony", "trainer"):
+        write_parquet(other / f"{name}.parquet", [loquacious_row(len(name))])
+    assert len(open_source(other).utterances()) == 2
 
 
 def test_librispeech_layout(tmp_path: Path) -> None:

@@ -14,22 +14,22 @@ from tiny_audio.data.utterance import AudioRef, Problem, Utterance
 from tiny_audio.errors import UserError
 from tiny_audio.hub.asr_audio import AudioError, audio_seconds, load_audio
 
-AUDIO_SUFFIXES = frozenset(
-    {
-        ".wav",
-        ".flac",
-        ".ogg",
-        ".oga",
-        ".opus",
-        ".mp3",
-        ".aif",
-        ".aiff",
-        ".aifc",
-        ".au",
-        ".caf",
-        ".w64",
-    }
-)
+LIBSNDFILE_SUFFIXES = {
+    ".wav",
+    ".flac",
+    ".ogg",
+    ".oga",
+    ".opus",
+    ".mp3",
+    ".aif",
+    ".aiff",
+    ".aifc",
+    ".au",
+    ".caf",
+    ".w64",
+}
+FFMPEG_SUFFIXES = {".m4a", ".mp4", ".webm", ".mka", ".mkv", ".aac", ".wma", ".amr", ".3gp"}
+AUDIO_SUFFIXES = frozenset(LIBSNDFILE_SUFFIXES | FFMPEG_SUFFIXES)
 TRANSCRIPT_LIST_SUFFIX = ".trans.txt"
 
 
@@ -46,14 +46,14 @@ class FolderSource(FileSource):
     Where any ``*.trans.txt`` lies in the tree it is read in the layout of LibriSpeech
     (https://www.openslr.org/12): lines ``ID TRANSCRIPT`` beside ``ID.flac``, the speaker before the first
     hyphen of the id. Otherwise ``name.wav`` has its transcript in ``name.txt``. Names that begin with a dot
-    are left alone.
+    are left alone; links to folders elsewhere are followed.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
         self.name = name
         self.problems = []
         self._utterances: list[Utterance] = []
-        files = sorted(_walk(folder))
+        files = sorted(walk_files(folder))
         lists = [path for path in files if path.name.endswith(TRANSCRIPT_LIST_SUFFIX)]
         audio = [path for path in files if path.suffix.lower() in AUDIO_SUFFIXES]
         if not audio and not lists:
@@ -148,7 +148,21 @@ class FolderSource(FileSource):
             return None
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(parent, name) for name in names if not name.startswith("."))
+def walk_files(folder: Path) -> Iterator[Path]:
+    """All files below a folder but those with a dot in front, each folder once: what links lead to comes last.
+
+    A link to a folder that is there anyway, or that holds `folder` itself, adds nothing.
+    """
+    top = folder.resolve()
+    seen: set[Path] = set()
+    waiting = [folder]
+    while waiting:
+        for parent, folders, names in os.walk(waiting.pop(0)):
+            real = Path(parent).resolve()
+            if real in seen or (real != top and top.is_relative_to(real)):
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            waiting += [Path(parent, name) for name in folders if Path(parent, name).is_symlink()]
+            yield from (Path(parent, name) for name in names if not name.startswith("."))

@@ -35,7 +35,8 @@ def open_hub_source(
     `label` is what reports call it, if not `name`; columns and rules are those of `ParquetSource`.
 
     A copy under the folder that ``TINY_AUDIO_MODELS`` names (``$TINY_AUDIO_MODELS/ORGANISATION/NAME``) is
-    used instead of the hub. Shards on the hub are read where they lie, a row group at a time.
+    used instead of the hub. Shards on the hub are read where they lie, a row group at a time. A row that holds only
+    the path of its audio may name files of such a copy, and no others.
 
     Raises:
         UserError: no such set, config or split, no parquet in it, or the hub cannot be reached.
@@ -50,7 +51,9 @@ def open_hub_source(
             f"{name}: the data set is not stored as parquet (found {Path(files[0]).name}); convert it first"
         )
     revision = re.search(r"@([0-9a-f]{40})/", files[0])
-    return ParquetSource(files, label or name, revision[1] if revision else None, columns, text_rules)
+    return ParquetSource(
+        files, label or name, revision[1] if revision else None, columns, text_rules, files_within=copy
+    )
 
 
 def _resolve_files(place: str, config: str | None, split: str, name: str) -> list[str]:
@@ -58,11 +61,19 @@ def _resolve_files(place: str, config: str | None, split: str, name: str) -> lis
     import datasets
     from huggingface_hub.errors import HfHubHTTPError
 
+    no_data_files = (datasets.exceptions.DataFilesNotFoundError, datasets.data_files.EmptyDatasetError)
     try:
         builder = datasets.load_dataset_builder(place, config)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise UserError(
             f"{name}: the hub has no data set {place}, or it needs a login (hf auth login)"
+        ) from error
+    except no_data_files as error:  # OSErrors, too
+        raise UserError(f"{name}: there are no data files that can be read in {place}") from error
+    except RuntimeError as error:  # "Dataset scripts are no longer supported, but found ..."
+        raise UserError(
+            f"{name}: cannot be opened ({' '.join(str(error).split())}); a data set that is made by a script has to be "
+            "converted first: its page on the hub may offer a parquet version, which can be downloaded as a folder"
         ) from error
     except (
         OSError,

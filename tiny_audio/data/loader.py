@@ -317,7 +317,7 @@ class TrainData:
         self._keys = np.zeros(num_rows, np.uint64)
         self._identities = np.zeros(0 if self._variants is None else num_rows, np.uint64)
         self._fingerprints: np.ndarray | None = None
-        self._groups = join_groups(self._sources)
+        self._groups, self._group_bytes = join_groups(self._sources)
         keep = np.zeros(num_rows, bool)
         splice = self._augmentation.splice_probability > 0
         speakers: dict[int, Utterance] = {}
@@ -438,6 +438,7 @@ class TrainData:
                 batch_seconds=self._batch_seconds,
                 max_clips=self._max_clips,
                 groups=None if self._groups is None else self._groups[self._rows[heard.positions]],
+                group_bytes=self._group_bytes,
                 short_first=self._short_first and epoch == 0,
             )
             self._planned = (epoch, plan, heard)

@@ -30,16 +30,15 @@ def times_before(keys: np.ndarray) -> np.ndarray:
     return times
 
 
-def join_groups(sources: Sequence[Source]) -> np.ndarray | None:
-    """The groups of all sources with numbers that do not clash; -1 for rows that may be read in any order."""
+def join_groups(sources: Sequence[Source]) -> tuple[np.ndarray | None, np.ndarray]:
+    """The groups of all sources with numbers that do not clash, -1 for rows read in any order; and their bytes."""
     parts = [source.groups() for source in sources]
+    num_bytes = [source.group_bytes() for source in sources]
     if all(part is None for part in parts):
-        return None
+        return None, np.zeros(0, np.int64)
     joined, first = [], 0
-    for source, part in zip(sources, parts, strict=True):
-        if part is None:
-            joined.append(np.full(len(source.utterances()), -1, np.int64))
-        else:
-            joined.append(part.astype(np.int64) + first)
-            first += int(part.max(initial=-1)) + 1
-    return np.concatenate(joined)
+    for source, part, sizes in zip(sources, parts, num_bytes, strict=True):
+        rows = len(source.utterances())
+        joined.append(np.full(rows, -1, np.int64) if part is None else part.astype(np.int64) + first)
+        first += len(sizes)
+    return np.concatenate(joined), np.concatenate(num_bytes)

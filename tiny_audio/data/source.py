@@ -59,6 +59,10 @@ class Source(ABC):
         """int64 (rows,): rows of one number are cheap to read together; None: all are read one by one."""
         return None
 
+    def group_bytes(self) -> np.ndarray:
+        """int64 (groups,): what has to be read for the sake of any row of each group; empty without groups."""
+        return np.zeros(0, np.int64)
+
     def prepare(self) -> None:  # noqa: B027 (most sources have nothing to prepare)
         """Do once, before worker processes start, what they would otherwise each do at first reading."""
 

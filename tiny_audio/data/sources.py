@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import soxr
 
-from tiny_audio.data.folder import FolderSource
+from tiny_audio.data.folder import FolderSource, walk_files
 from tiny_audio.data.known_sets import find_set, groups, is_set_name, names_to_suggest, open_known_set
 from tiny_audio.data.manifest import ManifestSource
 from tiny_audio.data.source import Source
@@ -27,6 +28,13 @@ SOURCE_FORMS = (
     " set such as LoquaciousSet:test"
 )
 MANIFEST_NAME = "manifest.jsonl"
+# Words in the names of shards, and of the folders they lie in, as the hub reads them
+# (https://huggingface.co/docs/hub/datasets-file-names-and-splits).
+SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev", "development"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
 LARGEST_WEIGHT = 1000
 
 
@@ -35,8 +43,9 @@ def open_source(spec: str | os.PathLike, default_split: str | None = None, with_
 
     Args:
         spec: ``corpus:train``, ``hub:NAME[/CONFIG]:SPLIT``, a folder (a ``manifest.jsonl``, parquet shards,
-            LibriSpeech layout, or audio beside ``.txt``), a ``manifest.jsonl``, a parquet file, or the name of
-            a known set (``NAME[/CONFIG][:SPLIT]``, see known_sets.yaml), which a file or folder of that name hides.
+            LibriSpeech layout, or audio beside ``.txt``), ``FOLDER:SPLIT`` where its shards are of several splits,
+            a ``manifest.jsonl``, a parquet file, or the name of a known set (``NAME[/CONFIG][:SPLIT]``, see
+            known_sets.yaml), which a file or folder of that name hides.
         default_split: what the name of a known set without a split means; None: its test split.
         with_audio: False leaves it to reading to find out whether a manifest's files are there.
 
@@ -58,14 +67,25 @@ def open_source(spec: str | os.PathLike, default_split: str | None = None, with_
         known = find_set(name, default_split)
         if known is not None:
             return open_known_set(known)
+        folder, _, split = name.rpartition(":")
+        if split and folder and Path(folder).expanduser().is_dir():
+            return _open_split(Path(folder).expanduser(), split, name)
         raise UserError(f"{name}: no such source.{_hint(name, path)} A source is {SOURCE_FORMS}")
     if is_set_name(name):
         logger.warning("%s: the %s of that name is meant, not the public set", name, _kind(path))
     if path.is_dir():
         if (path / MANIFEST_NAME).is_file():
             return ManifestSource(path / MANIFEST_NAME, name, with_audio)
-        shards = sorted(path.rglob("*.parquet"))
-        return _open_parquet(shards, name) if shards else FolderSource(path, name)
+        splits = _shards_by_split(path)
+        if not splits:
+            return FolderSource(path, name)
+        known_splits = sorted(split for split in splits if split)
+        if len(known_splits) > 1:
+            raise UserError(
+                f"{name}: its .parquet files are of several splits ({', '.join(known_splits)}); name one of them, "
+                f"as in {name}:{known_splits[0]}"
+            )
+        return _open_parquet(sorted(file for files in splits.values() for file in files), name)
     if path.suffix.lower() in (".jsonl", ".json"):
         return ManifestSource(path, name, with_audio)
     if path.suffix.lower() == ".parquet":
@@ -159,6 +179,29 @@ class CorpusSource(Source):
         if rate != SAMPLING_RATE:
             waveform = soxr.resample(waveform, rate, SAMPLING_RATE)
         return np.ascontiguousarray(waveform, dtype=np.float32)
+
+
+def _open_split(folder: Path, split: str, name: str) -> Source:
+    splits = _shards_by_split(folder)
+    wanted = next((ours for ours, words in SPLIT_WORDS.items() if split.lower() in words), split)
+    if not split or wanted not in splits:
+        known = ", ".join(sorted(split for split in splits if split)) or "none"
+        raise UserError(
+            f"{name}: {folder} has no .parquet files of a split {split!r}; its splits are {known}"
+        )
+    return _open_parquet(splits[wanted], name)
+
+
+def _shards_by_split(folder: Path) -> dict[str, list[Path]]:
+    """The parquet files below a folder by the split that their names speak of; an empty name for those of none."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(path for path in walk_files(folder) if path.suffix == ".parquet"):
+        # The file's own name first, then the nearest folder.
+        parts = [path.stem, *reversed(path.parent.relative_to(folder).parts)]
+        words = [word for part in parts for word in re.split(r"[^a-z]+", part.lower())]
+        of_word = {word: split for split, known in SPLIT_WORDS.items() for word in known}
+        found.setdefault(next((of_word[word] for word in words if word in of_word), ""), []).append(path)
+    return found
 
 
 def _open_parquet(files: list[Path], name: str) -> Source:
