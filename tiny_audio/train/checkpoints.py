@@ -24,6 +24,7 @@ from tiny_audio.hub.asr_checkpoint import WEIGHTS_FILE, load_own_state_dict, own
 OPTIMIZER_FILE = "optimizer.pt"
 STATE_FILE = "state.json"
 PREFIX = "step-"
+ABANDONED = "abandoned-"  # before the name of a checkpoint that the run no longer leads to
 
 
 @dataclass
@@ -81,7 +82,33 @@ def check_room(folder: Path, model: PreTrainedModel) -> None:
 def list_checkpoints(folder: Path) -> list[Path]:
     """Finished checkpoints, oldest first."""
     found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
+    return sorted(found, key=_step_of)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix(PREFIX))
+
+
+def not_leading_to(checkpoint: Path, step: int, folder: Path) -> list[Path]:
+    """The checkpoints in `folder` that a run which goes on from `checkpoint` at `step` has not come by."""
+    present = list_checkpoints(folder)
+    is_own = any(path.samefile(checkpoint) for path in present)
+    return [path for path in present if not is_own or _step_of(path) > step]
+
+
+def put_aside(checkpoint: Path, step: int, folder: Path) -> list[Path]:
+    """Renames what does not lead to `checkpoint` to `abandoned-step-M`; returns these.
+
+    By their numbers alone, later ones would pass for the newest of the run, and its own would be dropped as old. They
+    stay as a way back, until others take their place.
+    """
+    aside = not_leading_to(checkpoint, step, folder)
+    if aside:
+        for old in folder.glob(f"{ABANDONED}{PREFIX}*"):
+            if not old.samefile(checkpoint):
+                shutil.rmtree(old, ignore_errors=True)
+    targets = {path: folder / f"{ABANDONED}{path.name}" for path in aside}
+    return [path.rename(target) for path, target in targets.items() if not target.exists()]
 
 
 def find_checkpoint(resume: bool | str, folder: Path) -> Path | None:

@@ -32,7 +32,7 @@ from tiny_audio.provenance import git_hash, hardware
 from tiny_audio.publish.background import BackgroundPush
 from tiny_audio.train.batch_budget import budgets_to_go_on_with, settle_batches
 from tiny_audio.train.build import build_data, build_model
-from tiny_audio.train.checkpoints import check_room, find_checkpoint, load_checkpoint
+from tiny_audio.train.checkpoints import check_room, find_checkpoint, load_checkpoint, put_aside
 from tiny_audio.train.config import config_to_yaml
 from tiny_audio.train.features import open_store
 from tiny_audio.train.listening import ListeningMonitor, listening_gap
@@ -107,6 +107,10 @@ def run(config: DictConfig) -> RunResult | None:
         if checkpoint is not None:
             trainer.progress = load_checkpoint(checkpoint, trainer.bare_model, trainer.optimizer)
             display.note(f"going on from {checkpoint}, step {trainer.progress.step}")
+            aside = put_aside(checkpoint, trainer.progress.step, folder / "checkpoints")
+            if aside:
+                names = ", ".join(path.name for path in aside)
+                display.note(f"other checkpoints of this folder are put aside, as a way back: {names}")
             if trainer.progress.data not in ("", data.fingerprint):
                 display.note(
                     "the training data is not what it was at that checkpoint: clips came, went or changed,"

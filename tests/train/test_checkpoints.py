@@ -1,0 +1,85 @@
+"""Checkpoints: going on from any of them, and what becomes of the others."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.train.short_runs import assert_same, settings, weights
+from tiny_audio.train.checkpoints import find_checkpoint, list_checkpoints
+from tiny_audio.train.loop import Trainer
+from tiny_audio.train.run import run
+
+QUICK = ("training.eval_steps=100", "ctc.alone_share=0", "training.num_workers=0")
+
+
+@pytest.fixture(scope="module")
+def four_steps(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with checkpoints after steps 1 to 4."""
+    folder = tmp_path_factory.mktemp("runs") / "four"
+    run(settings(speech, folder, *QUICK, "training.max_steps=4", "training.save_steps=1"))
+    return folder
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_another_way_from_an_earlier_checkpoint(
+    speech: Path, four_steps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: bool
+) -> None:
+    """What is learned on it is kept and gone on from, whatever numbers the checkpoints of the first way had."""
+    folder = tmp_path / "run"
+    shutil.copytree(four_steps, folder)
+    stock = Trainer.save
+
+    def save_and_stop(self: Trainer) -> None:
+        stock(self)
+        if self.progress.step == 3:
+            raise KeyboardInterrupt
+
+    start = (four_steps if elsewhere else folder) / "checkpoints" / "step-2"
+    other_way = (
+        *QUICK,
+        "training.max_steps=4",
+        "training.save_steps=1",
+        "training.save_total_limit=2",
+        "training.learning_rate=1e-4",
+    )
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "save", save_and_stop)
+        run(settings(speech, folder, *other_way, f"training.resume={start}"))
+    newest = find_checkpoint(True, folder / "checkpoints")
+    assert newest is not None and newest.name == "step-3"
+    aside = ["abandoned-step-1", "abandoned-step-2"] if elsewhere else []
+    kept = ["step-3"] if elsewhere else ["step-2", "step-3"]
+    assert names(folder) == [*aside, "abandoned-step-3", "abandoned-step-4", *kept]
+    was, now = weights(folder / "checkpoints/abandoned-step-3"), weights(newest)
+    assert any((was[name] != now[name]).any() for name in was)
+
+    # And back: the first way ends as it did.
+    back = folder / "checkpoints/abandoned-step-3"
+    run(settings(speech, folder, *QUICK, "training.max_steps=4", f"training.resume={back}"))
+    assert_same(weights(folder / "checkpoints/step-4"), weights(four_steps / "checkpoints/step-4"))
+    assert list_checkpoints(folder / "checkpoints")[-1].name == "step-4"
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_resumed_with_dropout_is_bit_equal_to_never_stopped(
+    speech: Path, tmp_path: Path, num_workers: int
+) -> None:
+    """Dropout draws from torch's own random state, which the start of an epoch must leave alone."""
+    options = (
+        *QUICK[:2],
+        f"training.num_workers={num_workers}",
+        "encoder_lora.r=4",
+        "encoder_lora.target_modules=[q_proj,v_proj]",
+        "encoder_lora.lora_dropout=0.1",
+    )
+    run(settings(speech, tmp_path / "whole", *options))
+    checkpoint = tmp_path / "whole/checkpoints/step-2"
+    run(settings(speech, tmp_path / "resumed", *options, f"training.resume={checkpoint}"))
+    assert_same(weights(tmp_path / "resumed/model"), weights(tmp_path / "whole/model"))
