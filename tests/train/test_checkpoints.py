@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.train.short_runs import assert_same, settings, weights
+from tiny_audio.train import loop
 from tiny_audio.train.checkpoints import find_checkpoint, list_checkpoints
 from tiny_audio.train.loop import Trainer
 from tiny_audio.train.run import run
@@ -83,3 +86,23 @@ def test_resumed_with_dropout_is_bit_equal_to_never_stopped(
     checkpoint = tmp_path / "whole/checkpoints/step-2"
     run(settings(speech, tmp_path / "resumed", *options, f"training.resume={checkpoint}"))
     assert_same(weights(tmp_path / "resumed/model"), weights(tmp_path / "whole/model"))
+
+
+def test_a_step_is_saved_once(speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where Ctrl-C comes just after it was: a second save could be cut short, and the first be gone."""
+    stock, saved = loop.save_checkpoint, []
+
+    def save(*arguments: Any) -> Path:
+        saved.append(stock(*arguments))
+        if len(saved) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return saved[-1]
+
+    monkeypatch.setattr(loop, "save_checkpoint", save)
+    litter = tmp_path / "run/checkpoints/.step-1.partial"
+    with pytest.raises(KeyboardInterrupt):
+        run(settings(speech, tmp_path / "run", *QUICK, "training.save_total_limit=1"))
+    assert names(tmp_path / "run") == ["step-4"] and len(saved) == 2
+    litter.mkdir()  # as a kill in the middle of a save leaves it
+    run(settings(speech, tmp_path / "run", *QUICK, "training.resume=true", "training.save_total_limit=1"))
+    assert names(tmp_path / "run") == ["step-6"]

@@ -64,7 +64,9 @@ def save_checkpoint(
         (partial / STATE_FILE).write_text(
             json.dumps({**asdict(progress), **_random_states()}), encoding="utf-8"
         )
-    for old in list_checkpoints(folder)[:-keep] if keep else []:
+    too_old = list_checkpoints(folder)[:-keep] if keep else []
+    unfinished = folder.glob(f".{PREFIX}*")  # of a process that was killed while it saved another step
+    for old in (*too_old, *unfinished):
         shutil.rmtree(old, ignore_errors=True)
     return target
 

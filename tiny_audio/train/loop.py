@@ -99,6 +99,7 @@ class Trainer:
         self._stop_agreed = False  # by all processes
         self._too_large = math.inf  # size of the smallest piece of a step that did not fit into memory
         self._save_due = False
+        self._saved_step: int | None = None  # by this process
 
     @property
     def bare_model(self) -> Any:
@@ -143,7 +144,8 @@ class Trainer:
             self.accelerator.end_training()
 
     def save(self) -> None:
-        if self.accelerator.is_main_process:
+        """Writes a checkpoint of this step, unless it is there already (Ctrl-C can come right after a save)."""
+        if self.accelerator.is_main_process and self._saved_step != self.progress.step:
             checkpoint = save_checkpoint(
                 self.folder / "checkpoints",
                 self.bare_model,
@@ -151,6 +153,7 @@ class Trainer:
                 self.progress,
                 self.settings.save_total_limit,
             )
+            self._saved_step = self.progress.step
             if self.saved is not None:
                 self.saved(checkpoint)
 
