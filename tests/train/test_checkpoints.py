@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.train.short_runs import assert_same, settings, weights
+from tiny_audio.errors import UserError
 from tiny_audio.train import loop
 from tiny_audio.train.checkpoints import find_checkpoint, list_checkpoints
 from tiny_audio.train.loop import Trainer
@@ -106,3 +108,49 @@ def test_a_step_is_saved_once(speech: Path, tmp_path: Path, monkeypatch: pytest.
     litter.mkdir()  # as a kill in the middle of a save leaves it
     run(settings(speech, tmp_path / "run", *QUICK, "training.resume=true", "training.save_total_limit=1"))
     assert names(tmp_path / "run") == ["step-6"]
+
+
+def test_changed_rates_and_decay_hold_after_resuming(speech: Path, tmp_path: Path) -> None:
+    """Also where two parts had one rate and have two now."""
+    constant = ("training.lr_scheduler=constant", "training.warmup_steps=0", "training.optimizer=adamw")
+    options = (*QUICK, *constant, "training.save_steps=1")
+    alike = ("training.learning_rate=1e-3", "training.decoder_learning_rate=1e-3")
+    run(settings(speech, tmp_path / "run", *options, *alike, "training.max_steps=1"))
+    changed = (
+        "training.learning_rate=5e-4",
+        "training.decoder_learning_rate=1e-3",
+        "training.weight_decay=0.5",
+    )
+    run(
+        settings(speech, tmp_path / "run", *options, *changed, "training.max_steps=2", "training.resume=true")
+    )
+    groups = torch.load(tmp_path / "run/checkpoints/step-2/optimizer.pt", weights_only=True)["param_groups"]
+    assert {group["lr"] for group in groups} == {5e-4, 1e-3}
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.5}
+
+
+@pytest.mark.parametrize("file", ["optimizer.pt", "model.safetensors", "state.json"])
+def test_a_damaged_checkpoint_names_the_one_to_go_on_from(
+    speech: Path, four_steps: Path, tmp_path: Path, file: str
+) -> None:
+    shutil.copytree(four_steps, tmp_path / "run")
+    damaged = tmp_path / "run/checkpoints/step-4" / file
+    damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
+    with pytest.raises(
+        UserError, match=rf"cannot read \S+step-4/{file} .*go on from \S+/step-3 with"
+    ) as caught:
+        run(settings(speech, tmp_path / "run", *QUICK, "training.resume=true"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_from_a_gpu_is_read_without_one(
+    speech: Path, four_steps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(four_steps, tmp_path / "run")
+    file = tmp_path / "run/checkpoints/step-4/optimizer.pt"
+    saved = torch.load(file, weights_only=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        torch.save(saved, file)
+    result = run(settings(speech, tmp_path / "run", *QUICK, "training.max_steps=5", "training.resume=true"))
+    assert result is not None and result.metrics["steps"] == 5

@@ -9,20 +9,27 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from tiny_audio.errors import UserError
 from tiny_audio.files import check_space, replace_folder
 from tiny_audio.hub.asr_checkpoint import WEIGHTS_FILE, load_own_state_dict, own_state_dict
+from tiny_audio.hub.asr_encoders import first_line
+from tiny_audio.train.optimizer import load_optimizer_state
 
 OPTIMIZER_FILE = "optimizer.pt"
 STATE_FILE = "state.json"
+MISFITS = (ValueError, KeyError, TypeError)  # bytes that can be read, and mean nothing
 PREFIX = "step-"
 ABANDONED = "abandoned-"  # before the name of a checkpoint that the run no longer leads to
 
@@ -135,18 +142,41 @@ def load_checkpoint(path: Path, model: PreTrainedModel, optimizer: torch.optim.O
     """Puts a run back where `path` left it, random states included.
 
     Raises:
-        UserError: the checkpoint is of another model or another set of trained parts.
+        UserError: the checkpoint is of another model or another set of trained parts, or is damaged.
     """
-    try:
-        load_own_state_dict(model, load_file(path / WEIGHTS_FILE), str(path))
+    with _readable(path / WEIGHTS_FILE):
+        weights = load_file(path / WEIGHTS_FILE)
+    with _readable(path / OPTIMIZER_FILE):
         # weights_only: a checkpoint is data, whoever made it; it must not be able to run code.
-        optimizer.load_state_dict(torch.load(path / OPTIMIZER_FILE, weights_only=True))
-        state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-    except (ValueError, OSError, KeyError) as error:
-        raise UserError(f"cannot resume from {path}: {error}") from error
-    _restore_random_states(state)
+        saved = torch.load(path / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
+    try:
+        load_own_state_dict(model, weights, str(path))
+        load_optimizer_state(optimizer, model, saved)
+    except MISFITS as error:
+        raise UserError(f"cannot resume from {path}: {first_line(error)}") from error
+    state = _read_state(path)
+    with _readable(path / STATE_FILE):
+        _restore_random_states(state)
     # Checkpoints of earlier versions know nothing of skipped steps.
     return Progress(**{key: state[key] for key in Progress.__dataclass_fields__ if key in state})
+
+
+def _read_state(checkpoint: Path) -> dict[str, Any]:
+    with _readable(checkpoint / STATE_FILE):
+        state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+        return {**state, "step": int(state["step"])}
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """Makes what goes wrong while a file of a checkpoint is read a UserError, with the checkpoint to try instead."""
+    try:
+        yield
+    except (OSError, EOFError, RuntimeError, SafetensorError, UnpicklingError, *MISFITS) as error:
+        checkpoint, others = file.parent, list_checkpoints(file.parent.parent)
+        before = others[: others.index(checkpoint)] if checkpoint in others else others
+        advice = f"go on from {before[-1]} with training.resume" if before else "leave training.resume out"
+        raise UserError(f"cannot read {file} ({first_line(error)}): {advice}") from error
 
 
 def _random_states() -> dict[str, Any]:
