@@ -38,7 +38,7 @@ from tiny_audio.train.features import open_store
 from tiny_audio.train.listening import ListeningMonitor, listening_gap
 from tiny_audio.train.loop import Trainer
 from tiny_audio.train.progress import TrainingDisplay
-from tiny_audio.train.records import StepLog, draw_loss, prepare_folder
+from tiny_audio.train.records import StepLog, draw_loss, run_folder
 from tiny_audio.train.speed import build_meter
 from tiny_audio.train.trackers import Sample, Trackers
 from tiny_audio.train.window import choose_window
@@ -93,50 +93,50 @@ def run(config: DictConfig) -> RunResult | None:
         _train_along(trainer, checkpoint)
         return None
     check_room(folder, model)
-    previous = prepare_folder(folder, resuming=checkpoint is not None)
-    write_files({folder / "config.yaml": config_to_yaml(config, provenance(model, train_sources))})
-    display = TrainingDisplay(config.training.max_steps)
-    with Trackers(config, folder) as trackers, display:
-        trainer = Trainer(
-            config, model, data, folder, report=lambda line: _report(line, log, display, trackers)
-        )
-        settle_batches(trainer, processor, budgets, display.note)
-        for note in data.summary():
-            display.note(note)
-        data.note_problem = _unusable_notes(folder, display.note)
-        if checkpoint is not None:
-            trainer.progress = load_checkpoint(checkpoint, trainer.bare_model, trainer.optimizer)
-            display.note(f"going on from {checkpoint}, step {trainer.progress.step}")
-            aside = put_aside(checkpoint, trainer.progress.step, folder / "checkpoints")
-            if aside:
-                names = ", ".join(path.name for path in aside)
-                display.note(f"other checkpoints of this folder are put aside, as a way back: {names}")
-            if trainer.progress.data not in ("", data.fingerprint):
-                display.note(
-                    "the training data is not what it was at that checkpoint: clips came, went or changed,"
-                    " so this epoch may hear some of them again and others not at all"
-                )
-        trainer.progress.data = data.fingerprint
-        trainer.meter = build_meter(config, data, trainer.accelerator)
-        trainer.evaluate = looks = DevEvaluation(
-            trainer, processor, dev, config.training.eval_samples, display.note, trackers.log_samples
-        )
-        log = StepLog(folder / "metrics.jsonl", trainer.progress.step)
-        uploads = None
-        if config.training.hub_model_id:
-            hub_id = config.training.hub_model_id
-            uploads = BackgroundPush(hub_id, folder, trainer.bare_model, processor, display.note)
-            trainer.saved = uploads.offer
-        try:
-            progress = trainer.run()
-        finally:
-            if uploads is not None:
-                uploads.close()
-            data.close()  # idle workers would hold their memory through the final evaluation
-            draw_loss(folder, f"Tiny Audio: {folder.name}")
-    if looks.clips and config.ctc.alone_share < 1:
-        display.note(_choose_window(looks))
-    return _finish(config, trainer, processor, test, folder, previous, progress)
+    with run_folder(folder, resuming=checkpoint is not None) as previous:
+        write_files({folder / "config.yaml": config_to_yaml(config, provenance(model, train_sources))})
+        display = TrainingDisplay(config.training.max_steps)
+        with Trackers(config, folder) as trackers, display:
+            trainer = Trainer(
+                config, model, data, folder, report=lambda line: _report(line, log, display, trackers)
+            )
+            settle_batches(trainer, processor, budgets, display.note)
+            for note in data.summary():
+                display.note(note)
+            data.note_problem = _unusable_notes(folder, display.note)
+            if checkpoint is not None:
+                trainer.progress = load_checkpoint(checkpoint, trainer.bare_model, trainer.optimizer)
+                display.note(f"going on from {checkpoint}, step {trainer.progress.step}")
+                aside = put_aside(checkpoint, trainer.progress.step, folder / "checkpoints")
+                if aside:
+                    names = ", ".join(path.name for path in aside)
+                    display.note(f"other checkpoints of this folder are put aside, as a way back: {names}")
+                if trainer.progress.data not in ("", data.fingerprint):
+                    display.note(
+                        "the training data is not what it was at that checkpoint: clips came, went or changed,"
+                        " so this epoch may hear some of them again and others not at all"
+                    )
+            trainer.progress.data = data.fingerprint
+            trainer.meter = build_meter(config, data, trainer.accelerator)
+            trainer.evaluate = looks = DevEvaluation(
+                trainer, processor, dev, config.training.eval_samples, display.note, trackers.log_samples
+            )
+            log = StepLog(folder / "metrics.jsonl", trainer.progress.step)
+            uploads = None
+            if config.training.hub_model_id:
+                hub_id = config.training.hub_model_id
+                uploads = BackgroundPush(hub_id, folder, trainer.bare_model, processor, display.note)
+                trainer.saved = uploads.offer
+            try:
+                progress = trainer.run()
+            finally:
+                if uploads is not None:
+                    uploads.close()
+                data.close()  # idle workers would hold their memory through the final evaluation
+                draw_loss(folder, f"Tiny Audio: {folder.name}")
+        if looks.clips and config.ctc.alone_share < 1:
+            display.note(_choose_window(looks))
+        return _finish(config, trainer, processor, test, folder, previous, progress)
 
 
 def _train_along(trainer: Trainer, checkpoint: Path | None) -> None:
