@@ -12,7 +12,8 @@ import torch
 
 from tests.train.short_runs import assert_same, settings, weights
 from tiny_audio.errors import UserError
-from tiny_audio.train import loop
+from tiny_audio.train import checkpoints, loop
+from tiny_audio.train.build import build_model
 from tiny_audio.train.checkpoints import find_checkpoint, list_checkpoints
 from tiny_audio.train.loop import Trainer
 from tiny_audio.train.run import run
@@ -154,3 +155,45 @@ def test_a_checkpoint_from_a_gpu_is_read_without_one(
         torch.save(saved, file)
     result = run(settings(speech, tmp_path / "run", *QUICK, "training.max_steps=5", "training.resume=true"))
     assert result is not None and result.metrics["steps"] == 5
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize(("limit", "steps"), [(1, 2), (1, 1), (2, 3), (5, 2)])
+def test_the_room_asked_for_is_what_will_be_taken(
+    speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, limit: int, steps: int
+) -> None:
+    """To within the headers of the files: a long run as a short one, at its start and where it goes on."""
+    asked: list[float] = []
+    monkeypatch.setattr(checkpoints, "check_space", lambda folder, num_bytes, *words: asked.append(num_bytes))
+    config = settings(
+        speech,
+        tmp_path,
+        *QUICK,
+        f"training.optimizer={optimizer}",
+        "training.save_steps=1",
+        f"training.save_total_limit={limit}",
+        f"training.max_steps={steps}",
+    )
+    model, _ = build_model(config)
+    trainer = Trainer(config, model, None, tmp_path, report=lambda line: None)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+    trainer.optimizer.step()
+    present: list[Path] = []
+    for done in range(steps + 1):
+        checkpoint = present[-1] if present else None
+        checkpoints.check_room(tmp_path, model, config.training, checkpoint)
+        trainer.progress.step = done
+        if done > 0:
+            trainer.save()
+        present = list_checkpoints(tmp_path / "checkpoints")
+    size = sum(file.stat().st_size for file in present[0].iterdir())
+    weights_size = (present[0] / "model.safetensors").stat().st_size
+    kept = min(limit, steps)
+    whole = max(min(limit + 1, steps) * size, kept * size + weights_size)
+    assert asked[0] == pytest.approx(whole, rel=0.15) and asked[0] < whole
+    assert len(present) == kept
+    # The last step goes on from checkpoints of which the oldest makes room for the model.
+    before = min(limit, steps - 1)
+    rest = max(size, (kept - before) * size + weights_size)
+    assert asked[-1] == pytest.approx(rest, rel=0.15)

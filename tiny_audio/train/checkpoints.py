@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
@@ -25,7 +27,7 @@ from tiny_audio.errors import UserError
 from tiny_audio.files import check_space, replace_folder
 from tiny_audio.hub.asr_checkpoint import WEIGHTS_FILE, load_own_state_dict, own_state_dict
 from tiny_audio.hub.asr_encoders import first_line
-from tiny_audio.train.optimizer import load_optimizer_state
+from tiny_audio.train.optimizer import hidden_matrices, load_optimizer_state
 
 OPTIMIZER_FILE = "optimizer.pt"
 STATE_FILE = "state.json"
@@ -62,10 +64,8 @@ def save_checkpoint(
     """
     target = folder / f"{PREFIX}{progress.step}"
     with replace_folder(target, "free some, then go on with training.resume=true") as partial:
-        state = {name: weight.contiguous() for name, weight in own_state_dict(model).items()}
-        if model.config.tie_word_embeddings:
-            state.pop("lm_head.weight", None)
-        save_file(state, partial / WEIGHTS_FILE)
+        weights = {name: weight.contiguous() for name, weight in _weights_to_save(model).items()}
+        save_file(weights, partial / WEIGHTS_FILE)
         with (partial / OPTIMIZER_FILE).open("wb") as file:  # torch's own does not say that the disk is full
             torch.save(optimizer.state_dict(), file)
         (partial / STATE_FILE).write_text(
@@ -78,14 +78,44 @@ def save_checkpoint(
     return target
 
 
-def check_room(folder: Path, model: PreTrainedModel) -> None:
-    """Raises UserError where `folder` has no room for a first checkpoint, a second one beside it, and the model."""
-    weights = sum(tensor.nbytes for tensor in own_state_dict(model).values())
-    moment = sum(
-        parameter.nbytes for parameter in model.parameters() if parameter.requires_grad
-    )  # AdamW: two
-    advice = "free some, or name another output_dir"
-    check_space(folder, 3 * weights + 2 * moment, f"output_dir={folder}", advice)
+def _weights_to_save(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    state = own_state_dict(model)
+    if model.config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)
+    return state
+
+
+def check_room(folder: Path, model: PreTrainedModel, settings: DictConfig, checkpoint: Path | None) -> None:
+    """Raises UserError where `folder` has no room for the checkpoints still to be written and the finished model.
+
+    Each new checkpoint is whole before the oldest one goes.
+
+    Args:
+        folder: the run's. settings: the config's `training`. checkpoint: where the run goes on from.
+    """
+    step, present = 0, 0
+    if checkpoint is not None:
+        step = _read_state(checkpoint)["step"]
+        own = folder / "checkpoints"
+        present = len(list_checkpoints(own)) - len(not_leading_to(checkpoint, step, own))
+    to_come = math.ceil(settings.max_steps / settings.save_steps) - step // settings.save_steps
+    to_come = to_come if step < settings.max_steps else 0
+    at_end = min(present + to_come, settings.save_total_limit)
+    at_most = max(min(present + to_come, settings.save_total_limit + 1), present + min(to_come, 1))
+    weights = sum(weight.nbytes for weight in _weights_to_save(model).values())
+    size = weights + _moment_bytes(model, settings)
+    needed = max((at_most - present) * size, (at_end - present) * size + weights)
+    check_space(folder, needed, f"output_dir={folder}", "free some, or name another output_dir")
+
+
+def _moment_bytes(model: PreTrainedModel, settings: DictConfig) -> int:
+    """What the optimiser remembers: two moments of each weight, or, of a matrix of Muon's, one and a value a row."""
+    hidden = hidden_matrices(model) if settings.optimizer == "muon" else set()
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    return sum(
+        weight.nbytes + (weight[:, 0].nbytes if name in hidden else weight.nbytes)
+        for name, weight in trained.items()
+    )
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

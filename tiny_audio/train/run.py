@@ -92,7 +92,7 @@ def run(config: DictConfig) -> RunResult | None:
         settle_batches(trainer, processor, budgets, note=lambda text: None)
         _train_along(trainer, checkpoint)
         return None
-    check_room(folder, model)
+    check_room(folder, model, config.training, checkpoint)
     with run_folder(folder, resuming=checkpoint is not None) as previous:
         write_files({folder / "config.yaml": config_to_yaml(config, provenance(model, train_sources))})
         display = TrainingDisplay(config.training.max_steps)
