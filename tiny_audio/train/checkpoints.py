@@ -48,7 +48,8 @@ class Progress:
     batch: int = 0
     data: str = ""  # `TrainData.fingerprint`; empty in checkpoints from before there was one
     audio_seconds: float = 0.0
-    train_seconds: float = 0.0
+    train_seconds: float = 0.0  # of the steps alone
+    wall_seconds: float = 0.0  # from the start of the process: start-up, evaluations and saves, too
     skipped_steps: int = 0
     last_skipped: list[int] = field(default_factory=list)
     gradient_norms: list[float] = field(default_factory=list)
@@ -187,7 +188,8 @@ def load_checkpoint(path: Path, model: PreTrainedModel, optimizer: torch.optim.O
     state = _read_state(path)
     with _readable(path / STATE_FILE):
         _restore_random_states(state)
-    # Checkpoints of earlier versions know nothing of skipped steps.
+    # Checkpoints of earlier versions know nothing of skipped steps, nor of time outside of steps.
+    state.setdefault("wall_seconds", state.get("train_seconds", 0.0))
     return Progress(**{key: state[key] for key in Progress.__dataclass_fields__ if key in state})
 
 

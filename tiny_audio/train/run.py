@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import platform
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -75,6 +76,7 @@ def run(config: DictConfig) -> RunResult | None:
     Raises:
         UserError: anything the user can mend.  KeyboardInterrupt: stopped by Ctrl-C, after saving a checkpoint.
     """
+    started = time.perf_counter()
     folder = Path(config.output_dir).expanduser()
     checkpoint = find_checkpoint(config.training.resume, folder / "checkpoints")
     budgets = budgets_to_go_on_with(config, checkpoint)
@@ -98,7 +100,12 @@ def run(config: DictConfig) -> RunResult | None:
         display = TrainingDisplay(config.training.max_steps)
         with Trackers(config, folder) as trackers, display:
             trainer = Trainer(
-                config, model, data, folder, report=lambda line: _report(line, log, display, trackers)
+                config,
+                model,
+                data,
+                folder,
+                report=lambda line: _report(line, log, display, trackers),
+                started=started,
             )
             settle_batches(trainer, processor, budgets, display.note)
             for note in data.summary():
@@ -214,6 +221,7 @@ def _finish(
         write_results(result, folder)
         write_page([result], folder / PAGE_FILE, audio_reader(result, test))
         metrics = {**metrics_record(result), **metrics}
+    metrics |= {**trainer.dollars(), "wall_seconds": progress.wall_seconds}  # with the evaluation
     write_files({folder / "metrics.json": json.dumps(metrics, indent=2) + "\n"})
     return RunResult(folder, model_folder, metrics, result, previous)
 
