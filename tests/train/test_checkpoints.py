@@ -197,3 +197,12 @@ def test_the_room_asked_for_is_what_will_be_taken(
     before = min(limit, steps - 1)
     rest = max(size, (kept - before) * size + weights_size)
     assert asked[-1] == pytest.approx(rest, rel=0.15)
+
+
+def test_a_checkpoint_in_the_home_folder(
+    four_steps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(four_steps))
+    found = find_checkpoint("~/checkpoints/step-2", tmp_path)
+    assert found == four_steps / "checkpoints/step-2"

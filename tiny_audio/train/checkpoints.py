@@ -156,11 +156,12 @@ def find_checkpoint(resume: bool | str, folder: Path) -> Path | None:
     if not resume:
         return None
     if isinstance(resume, str):
-        if not (Path(resume) / STATE_FILE).is_file():
+        checkpoint = Path(resume).expanduser()
+        if not (checkpoint / STATE_FILE).is_file():
             raise UserError(
                 f"training.resume={resume} is no checkpoint: expected a folder checkpoints/step-N"
             )
-        return Path(resume)
+        return checkpoint
     found = list_checkpoints(folder)
     if not found:
         raise UserError(

@@ -18,6 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import gather_object
@@ -115,6 +116,7 @@ class Trainer:
             UserError: step after step had to be skipped, or the disk is full.
         """
         self.model.train()
+        seed_process(self.config.seed, self.accelerator.process_index, self.progress.step)
         if self.accelerator.is_main_process:
             self._skipped_log = StepLog(self.folder / SKIPPED_FILE, self.progress.step)
         batches = self._batches()
@@ -407,6 +409,16 @@ class Trainer:
         if self.meter is not None:
             line |= self.meter.figures(totals, elapsed, loss_weights(self.config, self.progress.step - 1))
         return line
+
+
+def seed_process(seed: int, process_index: int, step: int) -> None:
+    """Gives each further process random numbers of its own, so that all drop out other values.
+
+    The first one keeps its random state, which is the one that checkpoints hold.
+    """
+    if process_index > 0:
+        state = np.random.SeedSequence([seed, process_index, step]).generate_state(1, np.uint64)
+        torch.manual_seed(int(state[0]))
 
 
 def size_of(piece: dict[str, Any]) -> int:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from omegaconf import DictConfig
@@ -141,9 +142,7 @@ def run(config: DictConfig) -> RunResult | None:
                     uploads.close()
                 data.close()  # idle workers would hold their memory through the final evaluation
                 draw_loss(folder, f"Tiny Audio: {folder.name}")
-        if looks.clips and config.ctc.alone_share < 1:
-            display.note(_choose_window(looks))
-        return _finish(config, trainer, processor, test, folder, previous, progress)
+        return _finish(config, looks, test, folder, previous, progress)
 
 
 def _train_along(trainer: Trainer, checkpoint: Path | None) -> None:
@@ -189,16 +188,19 @@ def _report(line: dict[str, Any], log: StepLog, display: TrainingDisplay, tracke
 
 def _finish(
     config: DictConfig,
-    trainer: Trainer,
-    processor: Any,
+    looks: DevEvaluation,
     test: Source,
     folder: Path,
     previous: Path | None,
     progress: Any,
 ) -> RunResult:
+    trainer, processor = looks.trainer, looks.processor
     model = trainer.bare_model.eval()
     model_folder = folder / "model"
-    save_model(model, processor, model_folder)
+    save_model(model, processor, model_folder)  # before anything that may go wrong is tried out with it
+    if looks.clips and config.ctc.alone_share < 1:
+        looks.note(_choose_window(looks))
+        save_processor(processor, model_folder)
     metrics: dict[str, Any] = {
         "train_seconds": progress.train_seconds,
         "steps": progress.step,
@@ -241,6 +243,14 @@ def save_model(model: Any, processor: Any, folder: Path) -> None:
     with replace_folder(folder, "free some, then get it with training.resume=true") as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
+
+
+def save_processor(processor: Any, folder: Path) -> None:
+    """Writes a processor's files anew into a model folder, each of them whole."""
+    with TemporaryDirectory() as made:
+        processor.save_pretrained(made)
+        files = [path for path in Path(made).iterdir() if path.is_file()]
+        write_files({folder / path.name: path.read_bytes() for path in files})
 
 
 class DevEvaluation:
