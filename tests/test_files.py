@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,41 @@ def test_a_folder_is_replaced_when_all_of_it_is_written(tmp_path: Path) -> None:
     message = r"no space left for .*model: free some"
     with pytest.raises(UserError, match=message), replace_folder(target, "free some"):
         raise full
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_folder_outlives_a_crash_at_any_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that runs after a crash may be needed for a whole folder to be there, under one name or the other."""
+
+    class Crash(BaseException):
+        pass
+
+    target = tmp_path / "model"
+
+    def write(text: str) -> None:
+        with replace_folder(target, "free some") as partial:
+            (partial / "weights").write_text(text, encoding="utf-8")
+
+    write("old")
+    stock = os.replace
+    for renames in range(3):
+        done = []
+
+        def crashing(source: Path, to: Path, done: list[Path] = done, renames: int = renames) -> None:
+            if len(done) == renames:
+                raise Crash
+            done.append(to)
+            stock(source, to)
+
+        with monkeypatch.context() as patch, suppress(Crash):
+            patch.setattr(os, "replace", crashing)
+            write("new")
+        whole = {path.name: path.joinpath("weights").read_text() for path in tmp_path.iterdir()}
+        assert whole.get("model", whole.get(".model.old")) == ("new" if renames == 2 else "old")
+        if renames == 1:  # the next one begins with the old folder in its place again
+            with pytest.raises(ZeroDivisionError), replace_folder(target, "free some"):
+                1 / 0  # noqa: B018
+            assert (target / "weights").read_text(encoding="utf-8") == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

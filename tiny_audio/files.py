@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tiny_audio.errors import UserError
@@ -63,19 +63,31 @@ def write_folder(folder: Path, contents: Mapping[str, str | bytes]) -> None:
 def replace_folder(target: Path, advice: str) -> Iterator[Path]:
     """A new folder to fill, flushed to the disk and put in the place of `target` when the block is done.
 
-    After an error nothing is left of it and `target` is as it was. Raises UserError, which ends with `advice`, where
-    the disk was full.
+    After an error nothing is left of it and `target` is as it was; after a crash at least one of the two is whole.
+    Raises UserError, which ends with `advice`, where the disk was full.
     """
-    partial = target.with_name(f".{target.name}.partial")
+    partial, old = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "old"))
     try:
         shutil.rmtree(partial, ignore_errors=True)
+        if old.exists() and not target.exists():  # a crash came between the two renames below
+            os.replace(old, target)
+        shutil.rmtree(old, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
         for file in partial.rglob("*"):
             if file.is_file():
                 flush(file)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(partial, target)
+        flush_folder(partial)
+        if target.exists():
+            os.replace(target, old)
+        try:
+            os.replace(partial, target)
+        except OSError:
+            if old.exists():
+                os.replace(old, target)
+            raise
+        flush_folder(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
     except Exception as error:  # libraries have errors of their own for a full disk
         shutil.rmtree(partial, ignore_errors=True)
         if is_disk_full(error):
@@ -105,6 +117,17 @@ def flush(file: Path) -> None:
     """Forces a written file onto the disk, so that a rename never points at bytes that are not there yet."""
     with file.open("rb+") as handle:
         os.fsync(handle.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Forces the names in a folder onto the disk, where the system has a way: a rename is safe from then on."""
+    if sys.platform != "win32":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # some network disks know nothing of it
+                os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +27,7 @@ from tiny_audio.data.sources import open_sources
 from tiny_audio.errors import UserError
 from tiny_audio.hub.asr_checkpoint import load_model
 from tiny_audio.train import checkpoints
+from tiny_audio.train import run as run_module
 from tiny_audio.train.build import build_data, build_model
 from tiny_audio.train.checkpoints import list_checkpoints
 from tiny_audio.train.config import compose_config, config_to_yaml
@@ -126,6 +128,24 @@ def test_resumed_is_bit_equal_to_never_stopped(
         for f in (finished, folder)
     )
     assert resumed == whole
+
+
+def test_the_model_is_saved_before_its_window_is_settled(
+    speech: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What goes wrong there costs no model; what comes out of it is in the model's folder."""
+    _, processor = load_model(str(finished / "model"), device="cpu")
+    assert processor.window_seconds == json.loads((finished / "metrics.json").read_text())["window_seconds"]
+
+    def fail(*arguments: Any) -> None:
+        raise ZeroDivisionError
+
+    for chosen in (fail, lambda *arguments: (7.0, {7.0: 0.5})):
+        monkeypatch.setattr(run_module, "choose_window", chosen)
+        with suppress(ZeroDivisionError):
+            run(settings(speech, tmp_path / "run", "training.max_steps=1", "ctc.alone_share=0"))
+        _, processor = load_model(str(tmp_path / "run/model"), device="cpu")
+    assert processor.window_seconds == 7.0
 
 
 def test_same_seed_gives_the_same_losses_and_another_seed_others(

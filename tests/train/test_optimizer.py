@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
+import pytest
 import torch
 from torch import nn
 
 from tests.tiny_models import tiny_config
 from tiny_audio.train.build import build_model
-from tiny_audio.train.optimizer import Muon, build_optimizer, hidden_matrices, level_neurons, orthogonalise
+from tiny_audio.train.optimizer import (
+    Muon,
+    build_optimizer,
+    hidden_matrices,
+    level_neurons,
+    load_optimizer_state,
+    orthogonalise,
+)
 
 
 def test_orthogonalise_levels_the_singular_values_and_keeps_the_directions() -> None:
@@ -75,6 +86,66 @@ def test_rates_of_parts_hold_for_muon_too() -> None:
     assert rates[tower.conv1.bias] == (1e-4, False)
     assert rates[model.ctc_head.weight] == (1e-3, False)
     assert set(rates) == {p for p in model.parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("has_names", [True, False])
+def test_each_weight_gets_its_memory_back_and_the_options_of_now(optimizer: str, has_names: bool) -> None:
+    """Whatever rates are alike: checkpoints of earlier versions, without names, had a group for those together."""
+
+    def build(*options: str) -> tuple[nn.Module, torch.optim.Optimizer]:
+        config = tiny_config(f"training.optimizer={optimizer}", *options)
+        model, _ = build_model(config)
+        return model, build_optimizer(model, config.training)
+
+    model, first = build("training.learning_rate=1e-3", "training.weight_decay=0.01")
+    parameters = dict(model.named_parameters())
+    for number, parameter in enumerate(parameters.values()):
+        parameter.grad = torch.full_like(parameter, float(number + 1))
+    first.step()
+    saved = copy.deepcopy(first.state_dict())
+    if not has_names:
+        saved = merged(saved, parameters)
+    rates = ["training.decoder_learning_rate=1e-4"] if has_names else []
+    model, second = build(
+        "training.learning_rate=1e-3", "training.weight_decay=0.5", "training.adam_beta2=0.9", *rates
+    )
+    load_optimizer_state(second, model, saved)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            was, now = first.state[parameters[name]], second.state[parameter]
+            assert was.keys() == now.keys() and all(torch.equal(was[key], now[key]) for key in was), name
+    assert {group["weight_decay"] for group in second.param_groups} == {0.0, 0.5}
+    assert {group["betas"] for group in second.param_groups} == {(0.9, 0.9)}
+    assert (1e-4 in {group["lr"] for group in second.param_groups}) == has_names
+
+    other = "adamw" if optimizer == "muon" else "muon"
+    config = tiny_config(f"training.optimizer={other}")
+    wanted = f"training.optimizer={optimizer}" if has_names else "of an earlier version"
+    with pytest.raises(ValueError, match=wanted):
+        load_optimizer_state(build_optimizer(model, config.training), model, saved)
+    model.ctc_head.requires_grad_(False)
+    with pytest.raises(ValueError, match="other weights were trained there"):
+        load_optimizer_state(build_optimizer(model, config.training), model, saved)
+
+
+def merged(saved: dict[str, Any], parameters: dict[str, nn.Parameter]) -> dict[str, Any]:
+    """A state as earlier versions wrote it where all parts had one rate."""
+    numbers = {
+        n: i for group in saved["param_groups"] for n, i in zip(group["names"], group["params"], strict=True)
+    }
+    is_muon = {name: group["muon"] for group in saved["param_groups"] for name in group["names"]}
+    groups: dict[tuple[bool, bool], list[str]] = {}
+    for name, parameter in parameters.items():
+        if name in numbers:
+            groups.setdefault((parameter.ndim >= 2, is_muon[name]), []).append(name)
+    places = {name: place for place, name in enumerate(name for names in groups.values() for name in names)}
+    return {
+        "state": {places[name]: saved["state"][number] for name, number in numbers.items()},
+        "param_groups": [
+            {"params": [places[name] for name in names], "muon": muon} for (_, muon), names in groups.items()
+        ],
+    }
 
 
 def test_state_of_muon_survives_saving() -> None:

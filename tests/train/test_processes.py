@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from tests.train.short_runs import settings
 from tiny_audio.train.batch_budget import BUDGETS_FILE, read_budgets
+from tiny_audio.train.loop import seed_process
 from tiny_audio.train.records import read_metrics
 from tiny_audio.train.run import run
 
@@ -106,3 +108,16 @@ def test_two_processes_train_as_one_and_go_on_as_one(speech: Path, tmp_path: Pat
     # One process stopped after four steps; two go on.
     resume = f"training.resume={tmp_path / 'alone' / 'checkpoints' / 'step-4'}"
     assert train(2, speech, tmp_path / "resumed", resume)[-2:] == pytest.approx(alone[4:], rel=1e-4)
+
+
+def test_processes_drop_out_other_values() -> None:
+    def draw(process_index: int, step: int) -> float:
+        torch.manual_seed(1)
+        seed_process(42, process_index, step)
+        return float(torch.rand(()))
+
+    torch.manual_seed(1)
+    alone = float(torch.rand(()))
+    assert draw(0, 0) == draw(0, 5) == alone  # goes on with the random state that it has
+    assert len({alone, draw(1, 0), draw(2, 0), draw(1, 5)}) == 4
+    assert draw(1, 5) == draw(1, 5)

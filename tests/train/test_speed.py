@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from tests.tiny_models import tiny_config
 from tests.train.short_runs import settings, write_speech
 from tiny_audio.hub.asr_losses import LossWeights
 from tiny_audio.train.records import read_metrics
-from tiny_audio.train.run import run
+from tiny_audio.train.run import DevEvaluation, run
 from tiny_audio.train.speed import SpeedMeter, matmul_flops_per_second
 
 TOTALS = {"audio_seconds": 100.0, "waited": 0.5, "valid": 900.0, "padded": 1000.0}
@@ -47,12 +49,26 @@ def test_measuring_takes_no_random_number_of_the_run() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_run_says_how_it_uses_its_machine(tmp_path: Path) -> None:
+def test_a_run_says_how_it_uses_its_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine costs also while it evaluates and starts, before and after the run was stopped."""
+    stock = DevEvaluation.__call__
+    monkeypatch.setattr(DevEvaluation, "__call__", lambda self: (time.sleep(1), stock(self))[1])
+    options = ("training.usd_per_hour=3600", "augmentation.splice_probability=0", "ctc.alone_share=0")
     speech = write_speech(tmp_path)
-    run(settings(speech, tmp_path / "run", "training.usd_per_hour=3600", "augmentation.splice_probability=0"))
-    lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
+    folder = tmp_path / "run"
+    began = time.perf_counter()
+    run(settings(speech, folder, *options))
+    between = time.perf_counter()
+    lines = [line for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
     assert len(lines) == 6
     for line in lines:
         assert 0 < line["utilization"] < 1.5
         assert 0 <= line["padding_share"] < 1 and 0 <= line["data_wait_share"] <= 1
-        assert line["dollars"] == pytest.approx(line["train_seconds"])
+    last = lines[-1]
+    assert last["train_seconds"] + 2 < last["dollars"] < between - began
+    figures = json.loads((folder / "metrics.json").read_text())
+    assert last["dollars"] < figures["dollars"] == figures["wall_seconds"] < between - began
+
+    run(settings(speech, folder, *options, "training.resume=true", "training.max_steps=7"))
+    again = json.loads((folder / "metrics.json").read_text())
+    assert last["dollars"] + 1 < again["dollars"] < last["dollars"] + time.perf_counter() - between + 0.5

@@ -166,6 +166,7 @@ class TrainData:
             sampler=self._order,
             collate_fn=unchanged,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # else each epoch draws from the one that dropout draws from
             **workers,
         )
 

@@ -18,6 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import gather_object
@@ -62,6 +63,7 @@ class Trainer:
         evaluate: called every `training.eval_steps` steps; returns more metrics, such as the dev WER.
         saved: called with each finished checkpoint.
         meter: adds to each line of metrics how well the machine is used.
+        started: `time.perf_counter()` when the run began; None: it begins now.
     """
 
     def __init__(
@@ -74,10 +76,12 @@ class Trainer:
         evaluate: Callable[[], dict[str, float]] | None = None,
         saved: Callable[[Path], None] | None = None,
         meter: SpeedMeter | None = None,
+        started: float | None = None,
     ):
         self.config, self.settings = config, config.training
         self.data, self.folder, self.report, self.evaluate = data, folder, report, evaluate
         self.saved, self.meter = saved, meter
+        self._counted_until = time.perf_counter() if started is None else started
         # While the alignment losses are alone, the decoder gets no gradient, which DDP has to be told.
         unused = DistributedDataParallelKwargs(find_unused_parameters=config.ctc.alone_share > 0)
         patience = InitProcessGroupKwargs(timeout=timedelta(hours=LONGEST_WAIT_HOURS))
@@ -99,6 +103,7 @@ class Trainer:
         self._stop_agreed = False  # by all processes
         self._too_large = math.inf  # size of the smallest piece of a step that did not fit into memory
         self._save_due = False
+        self._saved_step: int | None = None  # by this process
 
     @property
     def bare_model(self) -> Any:
@@ -111,6 +116,7 @@ class Trainer:
             UserError: step after step had to be skipped, or the disk is full.
         """
         self.model.train()
+        seed_process(self.config.seed, self.accelerator.process_index, self.progress.step)
         if self.accelerator.is_main_process:
             self._skipped_log = StepLog(self.folder / SKIPPED_FILE, self.progress.step)
         batches = self._batches()
@@ -143,7 +149,9 @@ class Trainer:
             self.accelerator.end_training()
 
     def save(self) -> None:
-        if self.accelerator.is_main_process:
+        """Writes a checkpoint of this step, unless it is there already (Ctrl-C can come right after a save)."""
+        if self.accelerator.is_main_process and self._saved_step != self.progress.step:
+            self.count_time()
             checkpoint = save_checkpoint(
                 self.folder / "checkpoints",
                 self.bare_model,
@@ -151,8 +159,21 @@ class Trainer:
                 self.progress,
                 self.settings.save_total_limit,
             )
+            self._saved_step = self.progress.step
             if self.saved is not None:
                 self.saved(checkpoint)
+
+    def count_time(self) -> None:
+        """Brings `progress.wall_seconds` up to now."""
+        now = time.perf_counter()
+        self.progress.wall_seconds += now - self._counted_until
+        self._counted_until = now
+
+    def dollars(self) -> dict[str, float]:
+        """What the machine has cost so far, waiting and evaluations too, as a figure of a line of metrics."""
+        self.count_time()
+        price = self.settings.usd_per_hour
+        return {} if price is None else {"dollars": self.progress.wall_seconds / 3600 * price}
 
     def _batches(self) -> Iterator[dict[str, Any]]:
         """Endless: this process's share of the batches from where the run stands.
@@ -355,7 +376,7 @@ class Trainer:
             self.model.train()
             self._log_start += time.perf_counter() - started  # the speed is that of training
         if line and self.accelerator.is_main_process:
-            self.report(line)
+            self.report({**line, **self.dollars()})
         self._save_due |= step % settings.save_steps == 0
         # Not after a skipped step: the weights before it may be what is wrong, and a save drops the oldest checkpoint.
         if last or (self._save_due and self.progress.last_skipped[-1:] != [step]):
@@ -387,9 +408,17 @@ class Trainer:
                 line[key] = totals[f"{name}_sum"] / max(totals[f"{name}_count"], 1)
         if self.meter is not None:
             line |= self.meter.figures(totals, elapsed, loss_weights(self.config, self.progress.step - 1))
-        if self.settings.usd_per_hour is not None:
-            line["dollars"] = self.progress.train_seconds / 3600 * self.settings.usd_per_hour
         return line
+
+
+def seed_process(seed: int, process_index: int, step: int) -> None:
+    """Gives each further process random numbers of its own, so that all drop out other values.
+
+    The first one keeps its random state, which is the one that checkpoints hold.
+    """
+    if process_index > 0:
+        state = np.random.SeedSequence([seed, process_index, step]).generate_state(1, np.uint64)
+        torch.manual_seed(int(state[0]))
 
 
 def size_of(piece: dict[str, Any]) -> int:

@@ -25,35 +25,89 @@ NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def build_optimizer(model: nn.Module, settings: DictConfig) -> torch.optim.AdamW:
-    """What `training.optimizer` names, over all that trains: a group per learning rate and kind of weight.
+    """What `training.optimizer` names, over all that trains: a group per name of a learning rate and kind of weight.
 
     Weight decay is on matrices only. With "muon", the matrices inside towers and projector take orthogonalised
     steps of `muon_learning_rate`, times their part's learning rate over the common one.
     """
     hidden = hidden_matrices(model) if settings.optimizer == "muon" else set()
-    groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = defaultdict(list)
+    # By the name of the rate and not its value: the groups stay the same when a rate is changed.
+    groups: dict[tuple[str | None, bool, bool], dict[str, nn.Parameter]] = defaultdict(dict)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             key = next((rate for prefix, rate in PART_RATES.items() if name.startswith(prefix)), None)
-            rate = (settings[key] if key else None) or settings.learning_rate
-            muon = name in hidden
-            if muon:
-                rate *= settings.muon_learning_rate / settings.learning_rate
-            groups[rate, parameter.ndim >= 2, muon].append(parameter)
+            groups[key, parameter.ndim >= 2, name in hidden][name] = parameter
     kind = Muon if settings.optimizer == "muon" else torch.optim.AdamW
     return kind(
         [
             {
-                "params": parameters,
-                "lr": rate,
+                "params": list(parameters.values()),
+                "names": list(parameters),
+                "lr": _peak_rate(key, muon, settings),
                 "weight_decay": settings.weight_decay if decays else 0.0,
                 "muon": muon,
             }
-            for (rate, decays, muon), parameters in groups.items()
+            for (key, decays, muon), parameters in groups.items()
         ],
         betas=(0.9, settings.adam_beta2),
         fused=True,
     )
+
+
+def _peak_rate(key: str | None, muon: bool, settings: DictConfig) -> float:
+    rate = (settings[key] if key else None) or settings.learning_rate
+    return rate * settings.muon_learning_rate / settings.learning_rate if muon else rate
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, saved: dict[str, Any]) -> None:
+    """Puts back what an optimiser remembers of each weight. Rates, decay and betas stay those of the config.
+
+    Raises:
+        ValueError: `saved` is of other weights, or of another kind of optimiser.
+    """
+    groups = saved["param_groups"]
+    if not all("names" in group for group in groups):
+        groups = _with_names(groups, optimizer, model)
+    now = optimizer.state_dict()
+    was_muon = {name: group["muon"] for group in groups for name in group["names"]}
+    is_muon = {name: group["muon"] for group in now["param_groups"] for name in group["names"]}
+    if was_muon.keys() != is_muon.keys():
+        other = sorted(was_muon.keys() ^ is_muon.keys())
+        raise ValueError(f"other weights were trained there, among them {', '.join(other[:3])}")
+    if was_muon != is_muon:
+        raise ValueError(
+            f"it was trained with training.optimizer={'muon' if any(was_muon.values()) else 'adamw'}"
+        )
+    memory = {
+        name: saved["state"][number]
+        for group in groups
+        for name, number in zip(group["names"], group["params"], strict=True)
+        if number in saved["state"]  # a weight that has had no gradient yet is not
+    }
+    state = {
+        number: memory[name]
+        for group in now["param_groups"]
+        for name, number in zip(group["names"], group["params"], strict=True)
+        if name in memory
+    }
+    optimizer.load_state_dict({"state": state, "param_groups": now["param_groups"]})
+
+
+def _with_names(
+    groups: list[dict[str, Any]], optimizer: torch.optim.Optimizer, model: nn.Module
+) -> list[dict[str, Any]]:
+    """The groups of a checkpoint from before their weights had names: there was one per value of a rate."""
+    now = {name: group for group in optimizer.param_groups for name in group["names"]}
+    names: dict[tuple[float, bool, bool], list[str]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if name in now:
+            names[now[name]["lr"], parameter.ndim >= 2, now[name]["muon"]].append(name)
+    if [len(group["params"]) for group in groups] != [len(found) for found in names.values()]:
+        raise ValueError(
+            "it is of an earlier version, or other weights were trained there: give the learning rates, the optimizer "
+            "and the frozen parts that it was trained with"
+        )
+    return [{**group, "names": found} for group, found in zip(groups, names.values(), strict=True)]
 
 
 def hidden_matrices(model: nn.Module) -> set[str]:
@@ -93,13 +147,11 @@ class Muon(torch.optim.AdamW):
             super().step()
         finally:
             self.param_groups = groups
-        for group in groups:
-            if group["muon"]:
-                self._muon_step(group)
+        self._muon_step([(weight, group) for group in groups if group["muon"] for weight in group["params"]])
 
-    def _muon_step(self, group: dict[str, Any]) -> None:
-        by_shape: dict[tuple[int, ...], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
-        for weight in group["params"]:
+    def _muon_step(self, weights: list[tuple[nn.Parameter, dict[str, Any]]]) -> None:
+        by_shape: dict[tuple[int, ...], list[tuple[nn.Parameter, dict[str, Any], Tensor]]] = defaultdict(list)
+        for weight, group in weights:
             if weight.grad is None:
                 continue
             state = self.state[weight]
@@ -113,10 +165,10 @@ class Muon(torch.optim.AdamW):
             momentum.lerp_(weight.grad, 1 - MUON_MOMENTUM)
             update = weight.grad.lerp(momentum, MUON_MOMENTUM).flatten(1)  # Nesterov; (out, in)
             wide = update if update.shape[0] <= update.shape[1] else update.T
-            by_shape[tuple(wide.shape)].append((weight, wide))
+            by_shape[tuple(wide.shape)].append((weight, group, wide))
         for alike in by_shape.values():
-            steps = orthogonalise(torch.stack([wide for _, wide in alike]))
-            for (weight, _), step in zip(alike, steps, strict=True):
+            steps = orthogonalise(torch.stack([wide for _, _, wide in alike]))
+            for (weight, group, _), step in zip(alike, steps, strict=True):
                 num_out, num_in = weight.shape[:2]
                 step = level_neurons(step if num_out <= num_in else step.T, self.state[weight]["neurons"])
                 weight.mul_(1 - group["lr"] * group["weight_decay"])

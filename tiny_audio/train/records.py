@@ -3,36 +3,89 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import IO, Any
 
 from tiny_audio.errors import UserError
 from tiny_audio.files import write_files
 
+LOCK_FILE = ".lock"  # in the run's folder while it trains; without meaning when its process is dead
 
-def prepare_folder(folder: Path, resuming: bool) -> Path | None:
-    """Makes the run's folder. A finished or broken earlier run in its place is kept beside it as `NAME.1`, `NAME.2`...
 
-    Returns where the earlier run went, or None. Raises UserError when the folder cannot be made.
+@contextmanager
+def run_folder(folder: Path, resuming: bool) -> Iterator[Path | None]:
+    """Makes the run's folder, which is this process's alone inside the block (not on Windows, where none is locked).
+
+    A finished or broken earlier run in its place is kept beside it as `NAME.1`, `NAME.2`...; the block gets where it
+    went, or None.
+
+    Raises:
+        UserError: the folder cannot be made, holds something else, or another process trains in it.
     """
-    moved = None
+    moved, lock = None, None
     try:
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"output_dir={folder} is a file; name a folder")
-        if folder.is_dir() and any(folder.iterdir()) and not resuming:
-            if not (folder / "config.yaml").is_file():
-                raise UserError(
-                    f"output_dir={folder} holds files of something else; name another folder or empty it"
-                )
-            number = next(
-                n for n in range(1, 1_000_000) if not folder.with_name(f"{folder.name}.{n}").exists()
-            )
-            moved = folder.rename(folder.with_name(f"{folder.name}.{number}"))
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make output_dir={folder}: {error.strerror or error}") from error
-    return moved
+        try:
+            if folder.exists() and not folder.is_dir():
+                raise UserError(f"output_dir={folder} is a file; name a folder")
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = _lock(folder)
+            if not resuming and any(path.name != LOCK_FILE for path in folder.iterdir()):
+                moved = _move_aside(folder)
+                _release(lock, moved)
+                lock = None
+                folder.mkdir(exist_ok=True)
+                lock = _lock(folder)
+            (folder / "checkpoints").mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make output_dir={folder}: {error.strerror or error}") from error
+        yield moved
+    finally:
+        _release(lock, folder)
+
+
+def _move_aside(folder: Path) -> Path:
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"output_dir={folder} holds files of something else; name another folder or empty it")
+    number = next(n for n in range(1, 1_000_000) if not folder.with_name(f"{folder.name}.{n}").exists())
+    return folder.rename(folder.with_name(f"{folder.name}.{number}"))
+
+
+def _lock(folder: Path) -> IO[str] | None:
+    """A file that no other process can lock until this one releases it or dies, in whatever way.
+
+    A record lock, which goes with the process: `flock` would be held on by the workers of a killed one.
+    """
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    while True:
+        file = (folder / LOCK_FILE).open("a")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            file.close()
+            raise UserError(
+                f"another process trains in output_dir={folder}: end it first, or name another folder"
+            ) from error
+        except OSError:  # a disk without locks
+            return file
+        with suppress(FileNotFoundError):
+            if os.path.samestat((folder / LOCK_FILE).stat(), os.fstat(file.fileno())):
+                return file
+        file.close()  # the one who had it has just removed it
+
+
+def _release(lock: IO[str] | None, folder: Path) -> None:
+    if lock is not None:
+        with suppress(OSError):
+            (folder / LOCK_FILE).unlink()
+        lock.close()
 
 
 class StepLog:

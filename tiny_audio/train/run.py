@@ -7,11 +7,13 @@ import logging
 import math
 import os
 import platform
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from omegaconf import DictConfig
@@ -32,13 +34,13 @@ from tiny_audio.provenance import git_hash, hardware
 from tiny_audio.publish.background import BackgroundPush
 from tiny_audio.train.batch_budget import budgets_to_go_on_with, settle_batches
 from tiny_audio.train.build import build_data, build_model
-from tiny_audio.train.checkpoints import check_room, find_checkpoint, load_checkpoint
+from tiny_audio.train.checkpoints import check_room, find_checkpoint, load_checkpoint, put_aside
 from tiny_audio.train.config import config_to_yaml
 from tiny_audio.train.features import open_store
 from tiny_audio.train.listening import ListeningMonitor, listening_gap
 from tiny_audio.train.loop import Trainer
 from tiny_audio.train.progress import TrainingDisplay
-from tiny_audio.train.records import StepLog, draw_loss, prepare_folder
+from tiny_audio.train.records import StepLog, draw_loss, run_folder
 from tiny_audio.train.speed import build_meter
 from tiny_audio.train.trackers import Sample, Trackers
 from tiny_audio.train.window import choose_window
@@ -75,6 +77,7 @@ def run(config: DictConfig) -> RunResult | None:
     Raises:
         UserError: anything the user can mend.  KeyboardInterrupt: stopped by Ctrl-C, after saving a checkpoint.
     """
+    started = time.perf_counter()
     folder = Path(config.output_dir).expanduser()
     checkpoint = find_checkpoint(config.training.resume, folder / "checkpoints")
     budgets = budgets_to_go_on_with(config, checkpoint)
@@ -92,47 +95,54 @@ def run(config: DictConfig) -> RunResult | None:
         settle_batches(trainer, processor, budgets, note=lambda text: None)
         _train_along(trainer, checkpoint)
         return None
-    check_room(folder, model)
-    previous = prepare_folder(folder, resuming=checkpoint is not None)
-    write_files({folder / "config.yaml": config_to_yaml(config, provenance(model, train_sources))})
-    display = TrainingDisplay(config.training.max_steps)
-    with Trackers(config, folder) as trackers, display:
-        trainer = Trainer(
-            config, model, data, folder, report=lambda line: _report(line, log, display, trackers)
-        )
-        settle_batches(trainer, processor, budgets, display.note)
-        for note in data.summary():
-            display.note(note)
-        data.note_problem = _unusable_notes(folder, display.note)
-        if checkpoint is not None:
-            trainer.progress = load_checkpoint(checkpoint, trainer.bare_model, trainer.optimizer)
-            display.note(f"going on from {checkpoint}, step {trainer.progress.step}")
-            if trainer.progress.data not in ("", data.fingerprint):
-                display.note(
-                    "the training data is not what it was at that checkpoint: clips came, went or changed,"
-                    " so this epoch may hear some of them again and others not at all"
-                )
-        trainer.progress.data = data.fingerprint
-        trainer.meter = build_meter(config, data, trainer.accelerator)
-        trainer.evaluate = looks = DevEvaluation(
-            trainer, processor, dev, config.training.eval_samples, display.note, trackers.log_samples
-        )
-        log = StepLog(folder / "metrics.jsonl", trainer.progress.step)
-        uploads = None
-        if config.training.hub_model_id:
-            hub_id = config.training.hub_model_id
-            uploads = BackgroundPush(hub_id, folder, trainer.bare_model, processor, display.note)
-            trainer.saved = uploads.offer
-        try:
-            progress = trainer.run()
-        finally:
-            if uploads is not None:
-                uploads.close()
-            data.close()  # idle workers would hold their memory through the final evaluation
-            draw_loss(folder, f"Tiny Audio: {folder.name}")
-    if looks.clips and config.ctc.alone_share < 1:
-        display.note(_choose_window(looks))
-    return _finish(config, trainer, processor, test, folder, previous, progress)
+    check_room(folder, model, config.training, checkpoint)
+    with run_folder(folder, resuming=checkpoint is not None) as previous:
+        write_files({folder / "config.yaml": config_to_yaml(config, provenance(model, train_sources))})
+        display = TrainingDisplay(config.training.max_steps)
+        with Trackers(config, folder) as trackers, display:
+            trainer = Trainer(
+                config,
+                model,
+                data,
+                folder,
+                report=lambda line: _report(line, log, display, trackers),
+                started=started,
+            )
+            settle_batches(trainer, processor, budgets, display.note)
+            for note in data.summary():
+                display.note(note)
+            data.note_problem = _unusable_notes(folder, display.note)
+            if checkpoint is not None:
+                trainer.progress = load_checkpoint(checkpoint, trainer.bare_model, trainer.optimizer)
+                display.note(f"going on from {checkpoint}, step {trainer.progress.step}")
+                aside = put_aside(checkpoint, trainer.progress.step, folder / "checkpoints")
+                if aside:
+                    names = ", ".join(path.name for path in aside)
+                    display.note(f"other checkpoints of this folder are put aside, as a way back: {names}")
+                if trainer.progress.data not in ("", data.fingerprint):
+                    display.note(
+                        "the training data is not what it was at that checkpoint: clips came, went or changed,"
+                        " so this epoch may hear some of them again and others not at all"
+                    )
+            trainer.progress.data = data.fingerprint
+            trainer.meter = build_meter(config, data, trainer.accelerator)
+            trainer.evaluate = looks = DevEvaluation(
+                trainer, processor, dev, config.training.eval_samples, display.note, trackers.log_samples
+            )
+            log = StepLog(folder / "metrics.jsonl", trainer.progress.step)
+            uploads = None
+            if config.training.hub_model_id:
+                hub_id = config.training.hub_model_id
+                uploads = BackgroundPush(hub_id, folder, trainer.bare_model, processor, display.note)
+                trainer.saved = uploads.offer
+            try:
+                progress = trainer.run()
+            finally:
+                if uploads is not None:
+                    uploads.close()
+                data.close()  # idle workers would hold their memory through the final evaluation
+                draw_loss(folder, f"Tiny Audio: {folder.name}")
+        return _finish(config, looks, test, folder, previous, progress)
 
 
 def _train_along(trainer: Trainer, checkpoint: Path | None) -> None:
@@ -178,16 +188,19 @@ def _report(line: dict[str, Any], log: StepLog, display: TrainingDisplay, tracke
 
 def _finish(
     config: DictConfig,
-    trainer: Trainer,
-    processor: Any,
+    looks: DevEvaluation,
     test: Source,
     folder: Path,
     previous: Path | None,
     progress: Any,
 ) -> RunResult:
+    trainer, processor = looks.trainer, looks.processor
     model = trainer.bare_model.eval()
     model_folder = folder / "model"
-    save_model(model, processor, model_folder)
+    save_model(model, processor, model_folder)  # before anything that may go wrong is tried out with it
+    if looks.clips and config.ctc.alone_share < 1:
+        looks.note(_choose_window(looks))
+        save_processor(processor, model_folder)
     metrics: dict[str, Any] = {
         "train_seconds": progress.train_seconds,
         "steps": progress.step,
@@ -210,6 +223,7 @@ def _finish(
         write_results(result, folder)
         write_page([result], folder / PAGE_FILE, audio_reader(result, test))
         metrics = {**metrics_record(result), **metrics}
+    metrics |= {**trainer.dollars(), "wall_seconds": progress.wall_seconds}  # with the evaluation
     write_files({folder / "metrics.json": json.dumps(metrics, indent=2) + "\n"})
     return RunResult(folder, model_folder, metrics, result, previous)
 
@@ -229,6 +243,14 @@ def save_model(model: Any, processor: Any, folder: Path) -> None:
     with replace_folder(folder, "free some, then get it with training.resume=true") as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
+
+
+def save_processor(processor: Any, folder: Path) -> None:
+    """Writes a processor's files anew into a model folder, each of them whole."""
+    with TemporaryDirectory() as made:
+        processor.save_pretrained(made)
+        files = [path for path in Path(made).iterdir() if path.is_file()]
+        write_files({folder / path.name: path.read_bytes() for path in files})
 
 
 class DevEvaluation:
