@@ -13,6 +13,8 @@ import torch
 from accelerate.state import AcceleratorState
 
 from tests.train.short_runs import assert_same, settings, weights
+from tiny_audio.cli import main
+from tiny_audio.errors import UserError
 from tiny_audio.hub.asr_checkpoint import fingerprint, load_bases, load_model, merge
 from tiny_audio.train.build import build_model
 from tiny_audio.train.parameters import parameter_table
@@ -76,6 +78,31 @@ def test_an_adapter_records_its_bases_and_holds_none_of_their_weights(first_stag
         "embedding_ctc",
     }
     assert not any("tower" in name or "language" in name for name in weights(first_stage / "model"))
+
+
+def test_a_stage_does_not_move_the_model_that_it_starts_from(
+    speech: Path, first_stage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = f"init_from={first_stage}/model"
+    with pytest.raises(UserError, match=r"name another folder, such as output_dir=.*first-2$"):
+        run(pretrained(speech, first_stage, start))
+    assert (first_stage / "model").is_dir() and not first_stage.with_name("first.1").exists()
+    monkeypatch.chdir(first_stage.parent)
+    with pytest.raises(UserError, match="output_dir=first-2"):
+        run(pretrained(speech, Path("first"), start))
+
+
+def test_the_advice_after_a_stage_without_the_decoder_can_be_followed(
+    speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", f"output_dir={tmp_path}/first", "training.max_steps=1", "training.num_workers=0"]
+    command += [f"data.{part}={speech}" for part in ("train", "eval", "test")]
+    command += [f"model.{part}_config.num_hidden_layers=1" for part in ("encoder", "decoder")]
+    assert main([*command, "ctc.alone_share=1"]) == 0
+    advice = capsys.readouterr().out.rpartition("tiny-audio train ... ")[2].split()
+    assert main([*command, *advice]) == 0
+    assert (tmp_path / "first" / "model").is_dir()
+    assert "wer" in json.loads((tmp_path / "first-2" / "metrics.json").read_text(encoding="utf-8"))
 
 
 def test_a_second_stage_adds_adapters_to_the_first(speech: Path, first_stage: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -163,6 +164,21 @@ def build_data(
         variants=variants,
         store=store,
     )
+
+
+def check_start(init_from: str | None, folder: Path) -> None:
+    """Raises UserError where the model to start from lies in the run's own `folder`.
+
+    An earlier run there is moved aside, and the path would be dead: in config.yaml, and for whoever resumes the run.
+    """
+    if init_from is None:
+        return
+    start, own = Path(resolve_model_path(init_from)).resolve(), folder.resolve()
+    if start.is_dir() and own in (start, *start.parents):
+        raise UserError(
+            f"init_from={init_from} lies in output_dir={folder}, which a new run moves aside: "
+            f"name another folder, such as output_dir={folder}-2"
+        )
 
 
 def build_model(config: DictConfig) -> tuple[TinyAudioForConditionalGeneration, TinyAudioProcessor]:

@@ -102,7 +102,10 @@ def train(
         f"curve: {result.folder / 'loss.png'}"
     )
     if result.evaluation is None:
-        typer.echo(f"the decoder has yet to train:  tiny-audio train ... init_from={result.model_folder}")
+        typer.echo(
+            f"the decoder has yet to train:  tiny-audio train ... ctc.alone_share=0"
+            f" init_from={result.model_folder} output_dir={result.folder}-2"
+        )
     else:
         typer.echo(f"next:  tiny-audio transcribe {result.model_folder} my.wav")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,20 +70,27 @@ def _count(model: TinyAudioForConditionalGeneration) -> list[PartParameters]:
     return [*rows, total]
 
 
-def meta_model(config: DictConfig) -> TinyAudioForConditionalGeneration:
+def meta_model(
+    config: DictConfig, architecture: TinyAudioConfig | None = None
+) -> TinyAudioForConditionalGeneration:
     """The model that `config` describes, frozen where it says so, on the meta device: shapes without numbers.
+
+    With the `architecture` of a model that is built already, nothing is read.
 
     Raises:
         UserError: a named model's architecture is in no local folder, not in our facts, and no hub answers.
     """
-    return _on_meta(_architecture(config), config.model.freeze_encoder, config.model.freeze_decoder)
+    if architecture is None:
+        architecture = _architecture(config)
+    return _on_meta(architecture, config.model.freeze_encoder, config.model.freeze_decoder)
 
 
 def _on_meta(
     architecture: TinyAudioConfig, freeze_encoder: bool, freeze_decoder: bool
 ) -> TinyAudioForConditionalGeneration:
     with torch.device("meta"):
-        model = TinyAudioForConditionalGeneration(architecture)
+        # A copy: the towers keep their configs, and counting sets another attention in them.
+        model = TinyAudioForConditionalGeneration(copy.deepcopy(architecture))
     freeze(model, freeze_encoder, freeze_decoder)
     return model
 
