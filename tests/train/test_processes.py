@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 
 from tests.train.short_runs import settings
 from tiny_audio.train.batch_budget import BUDGETS_FILE, read_budgets
+from tiny_audio.train.build import build_model
 from tiny_audio.train.records import read_metrics
-from tiny_audio.train.run import run
+from tiny_audio.train.run import run, save_model
 
 # A run whose config is a file: the tiny towers of the tests are no experiment.
 SCRIPT = """
@@ -91,6 +92,12 @@ def test_all_processes_take_the_batches_that_the_smallest_holds(
     assert budgets[0] == budgets[1]
     kept = sorted((tmp_path / "cache" / "batch_budgets").iterdir())
     assert [read_budgets(file) for file in kept] == budgets
+
+
+def test_two_processes_leave_a_head_without_a_loss_alone(speech: Path, tmp_path: Path) -> None:
+    save_model(*build_model(settings(speech, tmp_path / "first")), tmp_path / "first")
+    overrides = ("ctc.weight=0", f"init_from={tmp_path}/first", "training.max_steps=2")
+    assert len(train(2, speech, tmp_path / "second", *overrides)) == 2
 
 
 def test_two_processes_train_as_one_and_go_on_as_one(speech: Path, tmp_path: Path) -> None:

@@ -202,6 +202,7 @@ def build_model(config: DictConfig) -> tuple[TinyAudioForConditionalGeneration, 
     except (OSError, ValueError, ImportError) as error:
         raise UserError(str(error)) from error
     freeze(model, config.model.freeze_encoder, config.model.freeze_decoder)
+    freeze_heads_without_loss(model, config)
     return model, processor
 
 
@@ -425,3 +426,11 @@ def freeze(model: TinyAudioForConditionalGeneration, freeze_encoder: bool, freez
     positions = getattr(model.model.audio_tower, "embed_positions", None)
     if positions is not None:  # Whisper's sinusoids are not learned
         positions.requires_grad_(False)
+
+
+def freeze_heads_without_loss(model: TinyAudioForConditionalGeneration, config: DictConfig) -> None:
+    """A head that a checkpoint brings and no loss trains stays as it is: DDP takes a missing gradient for a mistake."""
+    ctc = config.ctc
+    for head, weight in ((model.ctc_head, ctc.weight), (model.embedding_ctc, ctc.embedding_weight)):
+        if head is not None and weight == 0:
+            head.requires_grad_(False)

@@ -20,7 +20,7 @@ from tiny_audio.hub.asr_config import TinyAudioConfig
 from tiny_audio.hub.asr_lora import LORA_MARK
 from tiny_audio.hub.asr_modeling import TinyAudioForConditionalGeneration
 from tiny_audio.hub.asr_processing import add_audio_token
-from tiny_audio.train.build import additions, build_tokenizer, describe, freeze
+from tiny_audio.train.build import additions, build_tokenizer, describe, freeze, freeze_heads_without_loss
 from tiny_audio.train.config import resolve_model_path
 
 # Where a parameter's name starts -> the part it is counted in. LoRA weights get a row of their own.
@@ -82,7 +82,9 @@ def meta_model(
     """
     if architecture is None:
         architecture = _architecture(config)
-    return _on_meta(architecture, config.model.freeze_encoder, config.model.freeze_decoder)
+    model = _on_meta(architecture, config.model.freeze_encoder, config.model.freeze_decoder)
+    freeze_heads_without_loss(model, config)
+    return model
 
 
 def _on_meta(
