@@ -94,10 +94,15 @@ def test_all_processes_take_the_batches_that_the_smallest_holds(
     assert [read_budgets(file) for file in kept] == budgets
 
 
-def test_two_processes_leave_a_head_without_a_loss_alone(speech: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("final_weight", ["null", "0.5"])
+def test_two_processes_with_a_head_that_gets_no_gradient(
+    final_weight: str, speech: Path, tmp_path: Path
+) -> None:
+    """None at all, or none in the first step, where the weight of its loss is still 0."""
     save_model(*build_model(settings(speech, tmp_path / "first")), tmp_path / "first")
-    overrides = ("ctc.weight=0", f"init_from={tmp_path}/first", "training.max_steps=2")
-    assert len(train(2, speech, tmp_path / "second", *overrides)) == 2
+    weights = ("ctc.weight=0", f"ctc.final_weight={final_weight}")
+    overrides = (*weights, f"init_from={tmp_path}/first", "training.max_steps=3", "training.eval_steps=100")
+    assert len(train(2, speech, tmp_path / "second", *overrides)) == 3
 
 
 def test_two_processes_train_as_one_and_go_on_as_one(speech: Path, tmp_path: Path) -> None:

@@ -103,6 +103,11 @@ def loss_weights(config: DictConfig, step: int = 0) -> LossWeights:
     )
 
 
+def trains_alignment_head(config: DictConfig) -> bool:
+    """Whether the alignment head's loss has a weight at any step."""
+    return config.ctc.weight > 0 or bool(config.ctc.final_weight)
+
+
 def fixed_batch_seconds(settings: DictConfig) -> float:
     """`training.batch_seconds`, or where that is auto, its default: what is taken where nothing can be tried."""
     if settings.batch_seconds != AUTO:
@@ -124,7 +129,7 @@ def check_alphabet(vocabulary: str, texts: Sequence[str]) -> None:
     advice = (
         f'set ctc.vocabulary="{alphabet}"'
         if len(alphabet) <= LARGEST_ALPHABET
-        else "set ctc.weight=0 (no head)"
+        else "set ctc.weight=0 ctc.final_weight=null (no head)"
     )
     some = "".join(sorted(unknown, key=lambda letter: -unknown[letter])[:10])
     raise UserError(
@@ -144,7 +149,7 @@ def build_data(
 
     Raises UserError where too little of the sources can be used.
     """
-    if config.ctc.weight > 0 and processor.ctc_vocabulary:
+    if trains_alignment_head(config) and processor.ctc_vocabulary:
         rows = [row for source in sources for row in itertools.islice(source.utterances(), TEXTS_LOOKED_AT)]
         check_alphabet(processor.ctc_vocabulary, [row.text for row in rows])
     return TrainData(
@@ -267,7 +272,7 @@ def additions(architecture: TinyAudioConfig, config: DictConfig) -> dict[str, An
     wanted = {
         "encoder_lora": _lora(config.encoder_lora, enabled=True),
         "decoder_lora": _lora(config.peft, enabled=config.peft.peft_method is not None),
-        "ctc_vocabulary": config.ctc.vocabulary if config.ctc.weight > 0 else None,
+        "ctc_vocabulary": config.ctc.vocabulary if trains_alignment_head(config) else None,
         "embedding_ctc": config.ctc.embedding_weight > 0,
         # What trains is no longer the base model's: the checkpoint has to hold it.
         "encoder_in_checkpoint": not config.model.freeze_encoder,
@@ -316,7 +321,7 @@ def describe(config: DictConfig, audio_config: Any, text_config: Any) -> TinyAud
         stack_factor=settings.stack_factor,
         projector_hidden_size=settings.projector_hidden_size or text_config.hidden_size,
         projector_activation=settings.projector_activation,
-        ctc_vocabulary=config.ctc.vocabulary if config.ctc.weight > 0 else None,
+        ctc_vocabulary=config.ctc.vocabulary if trains_alignment_head(config) else None,
         embedding_ctc=config.ctc.embedding_weight > 0,
         ctc_decoding_weight=config.ctc.decoding_weight,
         encoder_lora=_lora(config.encoder_lora, enabled=True),
@@ -430,7 +435,7 @@ def freeze(model: TinyAudioForConditionalGeneration, freeze_encoder: bool, freez
 
 def freeze_heads_without_loss(model: TinyAudioForConditionalGeneration, config: DictConfig) -> None:
     """A head that a checkpoint brings and no loss trains stays as it is: DDP takes a missing gradient for a mistake."""
-    ctc = config.ctc
-    for head, weight in ((model.ctc_head, ctc.weight), (model.embedding_ctc, ctc.embedding_weight)):
-        if head is not None and weight == 0:
+    alignment, embedding = trains_alignment_head(config), config.ctc.embedding_weight > 0
+    for head, trains in ((model.ctc_head, alignment), (model.embedding_ctc, embedding)):
+        if head is not None and not trains:
             head.requires_grad_(False)

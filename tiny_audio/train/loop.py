@@ -78,8 +78,10 @@ class Trainer:
         self.config, self.settings = config, config.training
         self.data, self.folder, self.report, self.evaluate = data, folder, report, evaluate
         self.saved, self.meter = saved, meter
-        # While the alignment losses are alone, the decoder gets no gradient, which DDP has to be told.
-        unused = DistributedDataParallelKwargs(find_unused_parameters=config.ctc.alone_share > 0)
+        # DDP has to be told that the decoder gets no gradient while the alignment losses are alone, and the alignment
+        # head none where its weight begins at 0.
+        partly = config.ctc.alone_share > 0 or bool(config.ctc.final_weight)
+        unused = DistributedDataParallelKwargs(find_unused_parameters=partly)
         patience = InitProcessGroupKwargs(timeout=timedelta(hours=LONGEST_WAIT_HOURS))
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # which accelerate overlooks on CPUs
         self.accelerator = Accelerator(

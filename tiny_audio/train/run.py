@@ -31,7 +31,7 @@ from tiny_audio.files import replace_folder, write_files
 from tiny_audio.provenance import git_hash, hardware
 from tiny_audio.publish.background import BackgroundPush
 from tiny_audio.train.batch_budget import budgets_to_go_on_with, settle_batches
-from tiny_audio.train.build import build_data, build_model, check_start
+from tiny_audio.train.build import build_data, build_model, check_start, trains_alignment_head
 from tiny_audio.train.checkpoints import check_room, find_checkpoint, load_checkpoint
 from tiny_audio.train.config import config_to_yaml
 from tiny_audio.train.features import open_store
@@ -252,7 +252,9 @@ class DevEvaluation:
         self.note, self.show = note, show
         steps, ctc = trainer.settings.max_steps, trainer.config.ctc
         self.monitor = ListeningMonitor(
-            round(ctc.alone_share * steps), steps, ctc.weight > 0 or ctc.embedding_weight > 0
+            round(ctc.alone_share * steps),
+            steps,
+            trains_alignment_head(trainer.config) or ctc.embedding_weight > 0,
         )
         rows = source.utterances()
         self.normalizer = default_normalizer(row.text for row in rows)
