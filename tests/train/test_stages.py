@@ -12,11 +12,15 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from tests.tiny_models import examples
 from tests.train.short_runs import assert_same, settings, weights
 from tiny_audio.cli import main
 from tiny_audio.errors import UserError
 from tiny_audio.hub.asr_checkpoint import fingerprint, load_bases, load_model, merge
+from tiny_audio.hub.asr_losses import LossWeights
 from tiny_audio.train.build import build_model
+from tiny_audio.train.config import compose_config
+from tiny_audio.train.loop import cast_frozen
 from tiny_audio.train.parameters import parameter_table
 from tiny_audio.train.records import read_metrics
 from tiny_audio.train.run import run
@@ -203,3 +207,27 @@ def test_half_precision_is_evaluated_too(speech: Path, tmp_path: Path, adapters:
     assert result.metrics["num_samples"] == 30 and result.evaluation.metrics.wer > 0
     (line,) = read_metrics(tmp_path / "run/metrics.jsonl")
     assert line["dev_wer"] > 0
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+def test_a_frozen_encoder_with_batch_norm_runs_in_half_precision(autocast: bool) -> None:
+    sizes = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 32}
+    overrides = [
+        f"model.{part}_config.{key}={n}" for part in ("encoder", "decoder") for key, n in sizes.items()
+    ]
+    config = compose_config([*overrides, "model.freeze_encoder=true", "model.freeze_decoder=true"])
+    model, processor = build_model(config)
+    cast_frozen(model, torch.bfloat16)
+    statistics = {n: b.dtype for n, b in model.named_buffers() if "running_" in n}
+    others = {n: b.dtype for n, b in model.named_buffers() if b.is_floating_point() and n not in statistics}
+    assert set(statistics.values()) == {torch.bfloat16}
+    assert set(others.values()) == {torch.float32}  # positions
+    batch = processor.collate(examples(processor))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert model.train(autocast)(**batch, loss_weights=LossWeights(ctc=1.0)).loss.isfinite()
+
+
+def test_batch_norm_that_trains_keeps_its_statistics_exact() -> None:
+    model = torch.nn.BatchNorm1d(4)
+    cast_frozen(model, torch.bfloat16)
+    assert model.running_var.dtype == torch.float32

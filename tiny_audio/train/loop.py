@@ -22,6 +22,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import gather_object
 from omegaconf import DictConfig
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from tiny_audio.data.source import list_problems
 from tiny_audio.errors import UserError
@@ -431,6 +432,12 @@ def cast_frozen(model: torch.nn.Module, dtype: torch.dtype) -> None:
     for parameter in model.parameters():
         if not parameter.requires_grad and parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
+    # Batch norm computes with weights and statistics of one type. Other buffers, as of rotary positions, stay exact.
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.affine and not module.weight.requires_grad:
+            for buffer in module.buffers(recurse=False):
+                if buffer.is_floating_point():
+                    buffer.data = buffer.data.to(dtype)
 
 
 @contextmanager
