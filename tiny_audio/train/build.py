@@ -10,18 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import (
-    CONFIG_MAPPING,
     AutoFeatureExtractor,
     AutoModelForCausalLM,
-    ParakeetFeatureExtractor,
     PreTrainedTokenizerFast,
-    Wav2Vec2FeatureExtractor,
-    WhisperFeatureExtractor,
 )
 
 from tiny_audio.data.features import FrameStore
@@ -47,19 +44,17 @@ from tiny_audio.hub.asr_encoders import (
     encoder_output_length,
     encoder_width,
     load_encoder,
+    run_encoder,
 )
 from tiny_audio.hub.asr_lora import LORA_MARK, inject_lora
 from tiny_audio.hub.asr_losses import LossWeights, plain_text
 from tiny_audio.hub.asr_modeling import TinyAudioForConditionalGeneration
 from tiny_audio.hub.asr_processing import SAMPLING_RATE, TinyAudioProcessor, add_audio_token
+from tiny_audio.train.architecture import architecture_of, blaming, feature_extractor_of
 from tiny_audio.train.config import CONFIG_FOLDER
 
 logger = logging.getLogger(__name__)
 
-FEATURE_EXTRACTORS = {
-    kind.__name__: kind
-    for kind in (WhisperFeatureExtractor, Wav2Vec2FeatureExtractor, ParakeetFeatureExtractor)
-}
 # Of the first transcripts of each source, this share of letters may lie outside the alignment head's vocabulary.
 UNKNOWN_LETTERS_ALLOWED = 0.1
 TEXTS_LOOKED_AT = 1000
@@ -252,7 +247,8 @@ def _new_model(config: DictConfig) -> tuple[TinyAudioForConditionalGeneration, T
     add_audio_token(tokenizer)
     causal_lm = _decoder(config.model, tokenizer)
     architecture = describe(config, audio_tower.config, causal_lm.config)
-    architecture.frame_seconds = frame_seconds(architecture.audio_config, feature_extractor)
+    with blaming("model.feature_extractor"):
+        architecture.frame_seconds = frame_seconds(architecture.audio_config, feature_extractor)
     processor = TinyAudioProcessor.from_parts(architecture, feature_extractor, tokenizer, config.model.prompt)
     architecture.audio_token_id = processor.audio_token_id
     trunk, head = split_causal_lm(causal_lm)
@@ -260,6 +256,8 @@ def _new_model(config: DictConfig) -> tuple[TinyAudioForConditionalGeneration, T
         if base is not None:
             base["fingerprint"] = fingerprint(tower)
     model = TinyAudioForConditionalGeneration(architecture, audio_tower, trunk, head)
+    if not config.model.encoder_model_name:
+        try_encoder(audio_tower, processor)
     model.model.multi_modal_projector.set_output_scale(embedding_rms(model.get_input_embeddings()))
     model.generation_config = generation_config(
         tokenizer, processor.end_token_id, processor.pad_token_id, processor.audio_token_id
@@ -353,15 +351,21 @@ def _encoder(settings: DictConfig) -> tuple[nn.Module, Any]:
             return tower, AutoFeatureExtractor.from_pretrained(where, revision=settings.encoder_revision)
         except (OSError, ValueError) as error:
             raise OSError(f"cannot load the feature extractor of {name!r}: {first_line(error)}") from error
-    tower = build_encoder(_architecture(settings.encoder_config, "model.encoder_config"))
-    initialise_encoder(tower)
-    arguments = OmegaConf.to_container(settings.feature_extractor, resolve=True)
-    kind = arguments.pop("feature_extractor_type", None)
-    if kind not in FEATURE_EXTRACTORS:
-        raise ValueError(
-            f"model.feature_extractor.feature_extractor_type is {kind!r}; known: {', '.join(FEATURE_EXTRACTORS)}"
-        )
-    return tower, FEATURE_EXTRACTORS[kind](**arguments)
+    key = "model.encoder_config"
+    with blaming(key):
+        tower = build_encoder(architecture_of(key, settings.encoder_config))
+        initialise_encoder(tower)
+    return tower, feature_extractor_of(settings.feature_extractor)
+
+
+def try_encoder(tower: nn.Module, processor: TinyAudioProcessor) -> None:
+    """A second of silence through a new encoder. Raises UserError where its sizes do not fit each other."""
+    training = tower.training
+    with blaming("model.encoder_config with model.feature_extractor"), torch.no_grad():
+        num_samples = int(min(1.0, processor.max_seconds) * SAMPLING_RATE)
+        features = processor.features(np.zeros(num_samples, dtype=np.float32))
+        run_encoder(tower.eval(), features[None])
+    tower.train(training)
 
 
 def initialise_encoder(tower: nn.Module) -> None:
@@ -394,23 +398,17 @@ def _decoder(settings: DictConfig, tokenizer: Any) -> nn.Module:
         causal_lm = load_decoder(settings.decoder_model_name, revision=settings.decoder_revision)
         fit_vocabulary(causal_lm, len(tokenizer))
         return causal_lm
-    text_config = _architecture(
+    key = "model.decoder_config"
+    text_config = architecture_of(
+        key,
         settings.decoder_config,
-        "model.decoder_config",
         vocab_size=len(tokenizer),
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return AutoModelForCausalLM.from_config(text_config)
-
-
-def _architecture(values: DictConfig, key: str, **fixed: Any) -> Any:
-    arguments = {**OmegaConf.to_container(values, resolve=True), **fixed}
-    model_type = arguments.pop("model_type", None)
-    if model_type not in CONFIG_MAPPING:
-        raise ValueError(f"{key}.model_type is {model_type!r}, which transformers does not know")
-    return CONFIG_MAPPING[model_type](**arguments)
+    with blaming(key):
+        return AutoModelForCausalLM.from_config(text_config)
 
 
 def frame_seconds(audio_config: Any, feature_extractor: Any) -> float:
