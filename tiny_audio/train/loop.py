@@ -423,7 +423,8 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 def mixed_precision(bf16: bool | str) -> str:
     """ "bf16" where it is asked for, or by itself where the device computes in it; else "no"."""
     if bf16 == "auto":
-        bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        # T4 and V100 emulate it, slower than float32.
+        bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if bf16 else "no"
 
 
