@@ -20,7 +20,7 @@ from tiny_audio.hub.asr_checkpoint import fingerprint, load_bases, load_model, m
 from tiny_audio.hub.asr_losses import LossWeights
 from tiny_audio.train.build import build_model
 from tiny_audio.train.config import compose_config
-from tiny_audio.train.loop import cast_frozen
+from tiny_audio.train.loop import cast_frozen, mixed_precision
 from tiny_audio.train.parameters import parameter_table
 from tiny_audio.train.records import read_metrics
 from tiny_audio.train.run import run
@@ -103,7 +103,9 @@ def test_the_advice_after_a_stage_without_the_decoder_can_be_followed(
     command += [f"data.{part}={speech}" for part in ("train", "eval", "test")]
     command += [f"model.{part}_config.num_hidden_layers=1" for part in ("encoder", "decoder")]
     assert main([*command, "ctc.alone_share=1"]) == 0
-    advice = capsys.readouterr().out.rpartition("tiny-audio train ... ")[2].split()
+    said = capsys.readouterr()
+    assert "training.warmup_steps=40 is more than training.max_steps=1" in said.err
+    advice = said.out.rpartition("tiny-audio train ... ")[2].split()
     assert main([*command, *advice]) == 0
     assert (tmp_path / "first" / "model").is_dir()
     assert "wer" in json.loads((tmp_path / "first-2" / "metrics.json").read_text(encoding="utf-8"))
@@ -225,6 +227,14 @@ def test_a_frozen_encoder_with_batch_norm_runs_in_half_precision(autocast: bool)
     batch = processor.collate(examples(processor))
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         assert model.train(autocast)(**batch, loss_weights=LossWeights(ctc=1.0)).loss.isfinite()
+
+
+def test_half_precision_that_is_emulated_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A T4 or V100 says that it supports bfloat16, and is slower with it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert mixed_precision("auto") == "no"
+    assert mixed_precision(True) == "bf16"
 
 
 def test_batch_norm_that_trains_keeps_its_statistics_exact() -> None:

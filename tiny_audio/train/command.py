@@ -57,6 +57,13 @@ def train(
 
     if is_main_process():
         print_parameter_table(config)
+        warmup, steps = config.training.warmup_steps, config.training.max_steps
+        if warmup > steps:
+            typer.echo(
+                f"training.warmup_steps={warmup} is more than training.max_steps={steps}: "
+                f"the learning rate ends at {steps / warmup:.0%} of its peak",
+                err=True,
+            )
     try:
         result = run(config)
     except KeyboardInterrupt:
