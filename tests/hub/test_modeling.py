@@ -232,6 +232,18 @@ def test_a_frozen_decoder_that_gradients_pass_through_is_checkpointed() -> None:
     assert model.model.multi_modal_projector.output_norm.weight.grad is not None
 
 
+def test_layers_of_a_frozen_decoder_that_apply_dropout_themselves_do_not() -> None:
+    """OPT's do; a checkpointed layer counts as training."""
+    config = tiny_config("model.freeze_encoder=true", "model.freeze_decoder=true")
+    sizes = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "num_attention_heads": 2}
+    config.model.decoder_config = {"model_type": "opt", "num_hidden_layers": 2, "dropout": 0.5, **sizes}
+    model, processor = build_model(config)
+    model.activation_checkpointing_enable()
+    batch = processor.collate(examples(processor))
+    first, second = (model.train()(**batch).loss.item() for _ in range(2))
+    assert first == second == pytest.approx(model.eval()(**batch).loss.item(), abs=1e-5)
+
+
 def test_same_seed_same_weights() -> None:
     config = tiny_config()
     first, _ = build_model(config)

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tiny_audio.errors import UserError
+from tiny_audio.train.build import build_model
 from tiny_audio.train.config import (
     CONFIG_FOLDER,
     PROJECTOR_TYPES,
@@ -20,6 +21,7 @@ from tiny_audio.train.config import (
     experiment_names,
     resolve_model_path,
 )
+from tiny_audio.train.parameters import parameter_table
 
 EXPERIMENTS = [
     "archive/lora_decoder",
@@ -192,6 +194,13 @@ MISTAKES = [
     ("~data.train", "a key cannot be deleted"),
     ("~data.train=x", "a key cannot be deleted"),
     ("output_dir=${nothing.here}", "config: "),
+    ("model.feature_extractor.hop_lenght=320", 'Did you mean "hop_length"?'),
+    ("model.feature_extractor.n_fft=abc", "model.feature_extractor describes nothing that can be built"),
+    ("model.feature_extractor.feature_extractor_type=Foo", "expected one of WhisperFeatureExtractor"),
+    ("model.encoder_config.hidden_size=abc", "expected int, got str (value: 'abc')"),
+    ("model.encoder_config.layerdrop=x", "'layerdrop'"),
+    ("model.decoder_config.num_attention_heads=3", "The hidden size (128) is not a multiple"),
+    ("ctc.vocabulary=", "ctc.vocabulary is empty"),
     ("+experiments=stage2", 'no experiment "stage2". Did you mean "stage1"?'),
     ("+experiments=", 'no experiment ""'),
     ("+experiments=../config", "no experiment"),
@@ -205,6 +214,44 @@ def test_a_mistake_is_answered_in_one_line(override: str, message: str) -> None:
         compose_config([override])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("section", ["encoder_lora", "peft"])
+def test_adapters_have_modules_to_be_put_into(section: str) -> None:
+    with pytest.raises(UserError, match=rf"{section}\.target_modules=\[\]"):
+        compose_config([f"{section}.r=4", f"{section}.target_modules=[]"])
+    compose_config([f"{section}.target_modules=[]"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.decoder_config.hidden_act=foo", "model.decoder_config describes nothing .* KeyError"),
+        ("model.encoder_config.hidden_size=0", "model.encoder_config describes nothing"),
+        ("model.encoder_config={model_type: llama}", "no audio encoder of type 'llama'"),
+        ("model.projector_activation=foo", "unknown projector_activation"),
+    ],
+)
+def test_sizes_that_only_show_in_the_towers_are_one_line(override: str, message: str) -> None:
+    config = compose_config([override])
+    for build in (parameter_table, build_model):
+        with pytest.raises(UserError, match=message) as caught:
+            build(config)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.feature_extractor.feature_size=40",
+        "model.feature_extractor.sampling_rate=8000",
+        "model.feature_extractor.hop_length=0",
+        "model.encoder_config.conv_kernel_size=8",
+    ],
+)
+def test_features_that_do_not_fit_the_encoder_are_one_line(override: str) -> None:
+    with pytest.raises(UserError, match=r"model\.feature_extractor describes nothing"):
+        build_model(compose_config([override]))
 
 
 def test_only_one_experiment_at_a_time() -> None:

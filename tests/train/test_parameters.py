@@ -9,9 +9,12 @@ import pytest
 from rich.console import Console
 from transformers import HubertConfig
 
+from tests.tiny_models import tiny_config
 from tiny_audio.errors import UserError
+from tiny_audio.train.build import build_model
 from tiny_audio.train.config import compose_config, experiment_names
-from tiny_audio.train.parameters import parameter_table, print_parameter_table
+from tiny_audio.train.parameters import LOSS_HEADS, parameter_table, print_parameter_table
+from tiny_audio.train.run import save_model
 
 
 def count(*overrides: str) -> dict[str, tuple[int, int]]:
@@ -114,6 +117,27 @@ def test_the_printed_table() -> None:
     text = console.export_text()
     for cell in ("projector", "121.6M", "encoder LoRA", "962.5M", "3.08B", "total", "100.0%"):
         assert cell in text
+
+
+@pytest.mark.parametrize(("weights", "trained"), [((0, 0), 0), ((0.3, 0), 33 * 39), ((0, 0.3), 32 + 1)])
+def test_heads_without_a_loss_do_not_train(
+    weights: tuple[float, float], trained: int, tmp_path: Path
+) -> None:
+    both = ("ctc.weight=1", "ctc.embedding_weight=1", "ctc.alone_share=0")
+    model, processor = build_model(tiny_config(*both))
+    save_model(model, processor, tmp_path / "model")
+    mine = (f"ctc.weight={weights[0]}", f"ctc.embedding_weight={weights[1]}", "ctc.alone_share=0")
+    config = tiny_config(*mine, f"init_from={tmp_path}/model")
+    heads = {row.part: row for row in parameter_table(config)}[LOSS_HEADS]
+    assert heads.trainable == trained and heads.parameters == 33 * 39 + 32 + 1
+    model, _ = build_model(config)
+    learning = [
+        p.numel()
+        for head in (model.ctc_head, model.embedding_ctc)
+        for p in head.parameters()
+        if p.requires_grad
+    ]
+    assert sum(learning) == trained
 
 
 def test_a_folder_without_a_model_to_start_from_is_one_line(tmp_path: Path) -> None:

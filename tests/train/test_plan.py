@@ -23,7 +23,7 @@ from tiny_audio.train.compute import (
 )
 from tiny_audio.train.config import compose_config
 from tiny_audio.train.parameters import meta_model
-from tiny_audio.train.plan import GPUS_FILE, read_gpus
+from tiny_audio.train.plan import GPUS_FILE, read_gpus, work_of_config
 
 SECONDS = 10.0
 LM_ONLY = LossWeights()
@@ -177,6 +177,29 @@ def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     assert "320 s" in output  # which is what they hold on the largest GPU
     assert main(["plan", "+experiments=stage1", "training.max_step=3"]) == 2
     assert "training.max_steps" in capsys.readouterr().err
+
+
+def dollars(capsys: pytest.CaptureFixture[str], *overrides: str) -> float:
+    """What `plan` says for the first GPU of its table."""
+    assert main(["plan", *overrides, "--clip-seconds", "2"]) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if "H200" in line)
+    return float(row.split("│")[7].strip().replace(",", ""))
+
+
+def test_the_bill_is_of_the_steps_as_they_are(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    config = wide_config("ctc.weight=1", "ctc.alone_share=0.25")
+    cost = cost_of_config(config, LossWeights(ctc=1.0), 2.0)
+    alone = cost_of_config(config, LossWeights(0.0, ctc=1.0), 2.0)
+    mean = 0.25 * alone.flops_per_audio_second + 0.75 * cost.flops_per_audio_second
+    assert work_of_config(config, cost, 2.0) == pytest.approx(mean)
+    assert alone.flops_per_audio_second < 0.7 * cost.flops_per_audio_second
+    # 10 clips of 2 s are no batch of 200 s: a tenth of the hours.
+    long = ("training.max_steps=100000000", "training.batch_seconds=200")
+    full, capped = (dollars(capsys, *long, f"training.per_device_train_batch_size={n}") for n in (100, 10))
+    assert capped == pytest.approx(full / 10, rel=0.02)
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,10 @@ from omegaconf import OmegaConf
 
 from tests.train.short_runs import settings
 from tiny_audio.train.batch_budget import BUDGETS_FILE, read_budgets
+from tiny_audio.train.build import build_model
 from tiny_audio.train.loop import seed_process
 from tiny_audio.train.records import read_metrics
-from tiny_audio.train.run import run
+from tiny_audio.train.run import run, save_model
 
 # A run whose config is a file: the tiny towers of the tests are no experiment.
 SCRIPT = """
@@ -93,6 +94,17 @@ def test_all_processes_take_the_batches_that_the_smallest_holds(
     assert budgets[0] == budgets[1]
     kept = sorted((tmp_path / "cache" / "batch_budgets").iterdir())
     assert [read_budgets(file) for file in kept] == budgets
+
+
+@pytest.mark.parametrize("final_weight", ["null", "0.5"])
+def test_two_processes_with_a_head_that_gets_no_gradient(
+    final_weight: str, speech: Path, tmp_path: Path
+) -> None:
+    """None at all, or none in the first step, where the weight of its loss is still 0."""
+    save_model(*build_model(settings(speech, tmp_path / "first")), tmp_path / "first")
+    weights = ("ctc.weight=0", f"ctc.final_weight={final_weight}")
+    overrides = (*weights, f"init_from={tmp_path}/first", "training.max_steps=3", "training.eval_steps=100")
+    assert len(train(2, speech, tmp_path / "second", *overrides)) == 3
 
 
 def test_two_processes_train_as_one_and_go_on_as_one(speech: Path, tmp_path: Path) -> None:

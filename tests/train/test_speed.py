@@ -12,6 +12,7 @@ import torch
 from tests.tiny_models import tiny_config
 from tests.train.short_runs import settings, write_speech
 from tiny_audio.hub.asr_losses import LossWeights
+from tiny_audio.train.build import build_model
 from tiny_audio.train.records import read_metrics
 from tiny_audio.train.run import DevEvaluation, run
 from tiny_audio.train.speed import SpeedMeter, matmul_flops_per_second
@@ -36,6 +37,17 @@ def test_what_does_not_run_is_not_counted() -> None:
     config.data.features_cache = "features"
     cached = SpeedMeter(config, 7.0, 1e9).flops_per_audio_second(LossWeights(ctc=1.0))
     assert resting < whole and cached < frozen < whole
+
+
+def test_a_model_that_is_built_is_counted_without_its_files() -> None:
+    config = tiny_config()
+    model, _ = build_model(config)
+    attention = model.model.language_model.config._attn_implementation
+    described = SpeedMeter(config, 7.0, 1e9).flops_per_audio_second(LossWeights(ctc=1.0))
+    config.init_from = "./was/moved"
+    built = SpeedMeter(config, 7.0, 1e9, model.config).flops_per_audio_second(LossWeights(ctc=1.0))
+    assert built == described
+    assert model.model.language_model.config._attn_implementation == attention  # the model goes on as it was
 
 
 def test_the_speed_of_this_machine_is_of_the_right_order() -> None:

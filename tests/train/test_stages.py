@@ -12,9 +12,15 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from tests.tiny_models import examples
 from tests.train.short_runs import assert_same, settings, weights
+from tiny_audio.cli import main
+from tiny_audio.errors import UserError
 from tiny_audio.hub.asr_checkpoint import fingerprint, load_bases, load_model, merge
+from tiny_audio.hub.asr_losses import LossWeights
 from tiny_audio.train.build import build_model
+from tiny_audio.train.config import compose_config
+from tiny_audio.train.loop import cast_frozen, mixed_precision
 from tiny_audio.train.parameters import parameter_table
 from tiny_audio.train.records import read_metrics
 from tiny_audio.train.run import run
@@ -76,6 +82,33 @@ def test_an_adapter_records_its_bases_and_holds_none_of_their_weights(first_stag
         "embedding_ctc",
     }
     assert not any("tower" in name or "language" in name for name in weights(first_stage / "model"))
+
+
+def test_a_stage_does_not_move_the_model_that_it_starts_from(
+    speech: Path, first_stage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = f"init_from={first_stage}/model"
+    with pytest.raises(UserError, match=r"name another folder, such as output_dir=.*first-2$"):
+        run(pretrained(speech, first_stage, start))
+    assert (first_stage / "model").is_dir() and not first_stage.with_name("first.1").exists()
+    monkeypatch.chdir(first_stage.parent)
+    with pytest.raises(UserError, match="output_dir=first-2"):
+        run(pretrained(speech, Path("first"), start))
+
+
+def test_the_advice_after_a_stage_without_the_decoder_can_be_followed(
+    speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", f"output_dir={tmp_path}/first", "training.max_steps=1", "training.num_workers=0"]
+    command += [f"data.{part}={speech}" for part in ("train", "eval", "test")]
+    command += [f"model.{part}_config.num_hidden_layers=1" for part in ("encoder", "decoder")]
+    assert main([*command, "ctc.alone_share=1"]) == 0
+    said = capsys.readouterr()
+    assert "training.warmup_steps=40 is more than training.max_steps=1" in said.err
+    advice = said.out.rpartition("tiny-audio train ... ")[2].split()
+    assert main([*command, *advice]) == 0
+    assert (tmp_path / "first" / "model").is_dir()
+    assert "wer" in json.loads((tmp_path / "first-2" / "metrics.json").read_text(encoding="utf-8"))
 
 
 def test_a_second_stage_adds_adapters_to_the_first(speech: Path, first_stage: Path, tmp_path: Path) -> None:
@@ -176,3 +209,35 @@ def test_half_precision_is_evaluated_too(speech: Path, tmp_path: Path, adapters:
     assert result.metrics["num_samples"] == 30 and result.evaluation.metrics.wer > 0
     (line,) = read_metrics(tmp_path / "run/metrics.jsonl")
     assert line["dev_wer"] > 0
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+def test_a_frozen_encoder_with_batch_norm_runs_in_half_precision(autocast: bool) -> None:
+    sizes = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 32}
+    overrides = [
+        f"model.{part}_config.{key}={n}" for part in ("encoder", "decoder") for key, n in sizes.items()
+    ]
+    config = compose_config([*overrides, "model.freeze_encoder=true", "model.freeze_decoder=true"])
+    model, processor = build_model(config)
+    cast_frozen(model, torch.bfloat16)
+    statistics = {n: b.dtype for n, b in model.named_buffers() if "running_" in n}
+    others = {n: b.dtype for n, b in model.named_buffers() if b.is_floating_point() and n not in statistics}
+    assert set(statistics.values()) == {torch.bfloat16}
+    assert set(others.values()) == {torch.float32}  # positions
+    batch = processor.collate(examples(processor))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert model.train(autocast)(**batch, loss_weights=LossWeights(ctc=1.0)).loss.isfinite()
+
+
+def test_half_precision_that_is_emulated_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A T4 or V100 says that it supports bfloat16, and is slower with it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert mixed_precision("auto") == "no"
+    assert mixed_precision(True) == "bf16"
+
+
+def test_batch_norm_that_trains_keeps_its_statistics_exact() -> None:
+    model = torch.nn.BatchNorm1d(4)
+    cast_frozen(model, torch.bfloat16)
+    assert model.running_var.dtype == torch.float32

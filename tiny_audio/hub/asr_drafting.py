@@ -159,11 +159,19 @@ def read_with_shared_prompt(
 def train_checkpointed_layers(language_model: nn.Module) -> None:
     """Marks the checkpointed layers of a frozen decoder, and nothing inside them, as training.
 
-    transformers checkpoints no others, although the gradients of the audio tokens pass through them.
+    transformers checkpoints no others, although the gradients of the audio tokens pass through them. Rates of dropout
+    that a layer itself applies, as OPT's do, become 0: a frozen decoder has none.
     """
     for module in language_model.modules():
-        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
-            module.training = True
+        if not isinstance(module, GradientCheckpointingLayer) or not module.gradient_checkpointing:
+            continue
+        if not module.training:
+            rates = [
+                name for name, value in vars(module).items() if "dropout" in name and type(value) is float
+            ]
+            for name in rates:
+                setattr(module, name, 0.0)
+        module.training = True
 
 
 def allow_lent_prompts(language_model: nn.Module) -> None:

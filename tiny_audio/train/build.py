@@ -7,20 +7,18 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import (
-    CONFIG_MAPPING,
     AutoFeatureExtractor,
     AutoModelForCausalLM,
-    ParakeetFeatureExtractor,
     PreTrainedTokenizerFast,
-    Wav2Vec2FeatureExtractor,
-    WhisperFeatureExtractor,
 )
 
 from tiny_audio.data.features import FrameStore
@@ -46,19 +44,17 @@ from tiny_audio.hub.asr_encoders import (
     encoder_output_length,
     encoder_width,
     load_encoder,
+    run_encoder,
 )
 from tiny_audio.hub.asr_lora import LORA_MARK, inject_lora
 from tiny_audio.hub.asr_losses import LossWeights, plain_text
 from tiny_audio.hub.asr_modeling import TinyAudioForConditionalGeneration
 from tiny_audio.hub.asr_processing import SAMPLING_RATE, TinyAudioProcessor, add_audio_token
+from tiny_audio.train.architecture import architecture_of, blaming, feature_extractor_of
 from tiny_audio.train.config import CONFIG_FOLDER
 
 logger = logging.getLogger(__name__)
 
-FEATURE_EXTRACTORS = {
-    kind.__name__: kind
-    for kind in (WhisperFeatureExtractor, Wav2Vec2FeatureExtractor, ParakeetFeatureExtractor)
-}
 # Of the first transcripts of each source, this share of letters may lie outside the alignment head's vocabulary.
 UNKNOWN_LETTERS_ALLOWED = 0.1
 TEXTS_LOOKED_AT = 1000
@@ -102,6 +98,11 @@ def loss_weights(config: DictConfig, step: int = 0) -> LossWeights:
     )
 
 
+def trains_alignment_head(config: DictConfig) -> bool:
+    """Whether the alignment head's loss has a weight at any step."""
+    return config.ctc.weight > 0 or bool(config.ctc.final_weight)
+
+
 def fixed_batch_seconds(settings: DictConfig) -> float:
     """`training.batch_seconds`, or where that is auto, its default: what is taken where nothing can be tried."""
     if settings.batch_seconds != AUTO:
@@ -123,7 +124,7 @@ def check_alphabet(vocabulary: str, texts: Sequence[str]) -> None:
     advice = (
         f'set ctc.vocabulary="{alphabet}"'
         if len(alphabet) <= LARGEST_ALPHABET
-        else "set ctc.weight=0 (no head)"
+        else "set ctc.weight=0 ctc.final_weight=null (no head)"
     )
     some = "".join(sorted(unknown, key=lambda letter: -unknown[letter])[:10])
     raise UserError(
@@ -143,7 +144,7 @@ def build_data(
 
     Raises UserError where too little of the sources can be used.
     """
-    if config.ctc.weight > 0 and processor.ctc_vocabulary:
+    if trains_alignment_head(config) and processor.ctc_vocabulary:
         rows = [row for source in sources for row in itertools.islice(source.utterances(), TEXTS_LOOKED_AT)]
         check_alphabet(processor.ctc_vocabulary, [row.text for row in rows])
     return TrainData(
@@ -164,6 +165,21 @@ def build_data(
         variants=variants,
         store=store,
     )
+
+
+def check_start(init_from: str | None, folder: Path) -> None:
+    """Raises UserError where the model to start from lies in the run's own `folder`.
+
+    An earlier run there is moved aside, and the path would be dead: in config.yaml, and for whoever resumes the run.
+    """
+    if init_from is None:
+        return
+    start, own = Path(resolve_model_path(init_from)).resolve(), folder.resolve()
+    if start.is_dir() and own in (start, *start.parents):
+        raise UserError(
+            f"init_from={init_from} lies in output_dir={folder}, which a new run moves aside: "
+            f"name another folder, such as output_dir={folder}-2"
+        )
 
 
 def build_model(config: DictConfig) -> tuple[TinyAudioForConditionalGeneration, TinyAudioProcessor]:
@@ -187,6 +203,7 @@ def build_model(config: DictConfig) -> tuple[TinyAudioForConditionalGeneration, 
     except (OSError, ValueError, ImportError) as error:
         raise UserError(str(error)) from error
     freeze(model, config.model.freeze_encoder, config.model.freeze_decoder)
+    freeze_heads_without_loss(model, config)
     return model, processor
 
 
@@ -231,7 +248,8 @@ def _new_model(config: DictConfig) -> tuple[TinyAudioForConditionalGeneration, T
     add_audio_token(tokenizer)
     causal_lm = _decoder(config.model, tokenizer)
     architecture = describe(config, audio_tower.config, causal_lm.config)
-    architecture.frame_seconds = frame_seconds(architecture.audio_config, feature_extractor)
+    with blaming("model.feature_extractor"):
+        architecture.frame_seconds = frame_seconds(architecture.audio_config, feature_extractor)
     processor = TinyAudioProcessor.from_parts(architecture, feature_extractor, tokenizer, config.model.prompt)
     architecture.audio_token_id = processor.audio_token_id
     trunk, head = split_causal_lm(causal_lm)
@@ -239,6 +257,8 @@ def _new_model(config: DictConfig) -> tuple[TinyAudioForConditionalGeneration, T
         if base is not None:
             base["fingerprint"] = fingerprint(tower)
     model = TinyAudioForConditionalGeneration(architecture, audio_tower, trunk, head)
+    if not config.model.encoder_model_name:
+        try_encoder(audio_tower, processor)
     model.model.multi_modal_projector.set_output_scale(embedding_rms(model.get_input_embeddings()))
     model.generation_config = generation_config(
         tokenizer, processor.end_token_id, processor.pad_token_id, processor.audio_token_id
@@ -251,7 +271,7 @@ def additions(architecture: TinyAudioConfig, config: DictConfig) -> dict[str, An
     wanted = {
         "encoder_lora": _lora(config.encoder_lora, enabled=True),
         "decoder_lora": _lora(config.peft, enabled=config.peft.peft_method is not None),
-        "ctc_vocabulary": config.ctc.vocabulary if config.ctc.weight > 0 else None,
+        "ctc_vocabulary": config.ctc.vocabulary if trains_alignment_head(config) else None,
         "embedding_ctc": config.ctc.embedding_weight > 0,
         # What trains is no longer the base model's: the checkpoint has to hold it.
         "encoder_in_checkpoint": not config.model.freeze_encoder,
@@ -300,7 +320,7 @@ def describe(config: DictConfig, audio_config: Any, text_config: Any) -> TinyAud
         stack_factor=settings.stack_factor,
         projector_hidden_size=settings.projector_hidden_size or text_config.hidden_size,
         projector_activation=settings.projector_activation,
-        ctc_vocabulary=config.ctc.vocabulary if config.ctc.weight > 0 else None,
+        ctc_vocabulary=config.ctc.vocabulary if trains_alignment_head(config) else None,
         embedding_ctc=config.ctc.embedding_weight > 0,
         ctc_decoding_weight=config.ctc.decoding_weight,
         encoder_lora=_lora(config.encoder_lora, enabled=True),
@@ -332,15 +352,21 @@ def _encoder(settings: DictConfig) -> tuple[nn.Module, Any]:
             return tower, AutoFeatureExtractor.from_pretrained(where, revision=settings.encoder_revision)
         except (OSError, ValueError) as error:
             raise OSError(f"cannot load the feature extractor of {name!r}: {first_line(error)}") from error
-    tower = build_encoder(_architecture(settings.encoder_config, "model.encoder_config"))
-    initialise_encoder(tower)
-    arguments = OmegaConf.to_container(settings.feature_extractor, resolve=True)
-    kind = arguments.pop("feature_extractor_type", None)
-    if kind not in FEATURE_EXTRACTORS:
-        raise ValueError(
-            f"model.feature_extractor.feature_extractor_type is {kind!r}; known: {', '.join(FEATURE_EXTRACTORS)}"
-        )
-    return tower, FEATURE_EXTRACTORS[kind](**arguments)
+    key = "model.encoder_config"
+    with blaming(key):
+        tower = build_encoder(architecture_of(key, settings.encoder_config))
+        initialise_encoder(tower)
+    return tower, feature_extractor_of(settings.feature_extractor)
+
+
+def try_encoder(tower: nn.Module, processor: TinyAudioProcessor) -> None:
+    """A second of silence through a new encoder. Raises UserError where its sizes do not fit each other."""
+    training = tower.training
+    with blaming("model.encoder_config with model.feature_extractor"), torch.no_grad():
+        num_samples = int(min(1.0, processor.max_seconds) * SAMPLING_RATE)
+        features = processor.features(np.zeros(num_samples, dtype=np.float32))
+        run_encoder(tower.eval(), features[None])
+    tower.train(training)
 
 
 def initialise_encoder(tower: nn.Module) -> None:
@@ -373,23 +399,17 @@ def _decoder(settings: DictConfig, tokenizer: Any) -> nn.Module:
         causal_lm = load_decoder(settings.decoder_model_name, revision=settings.decoder_revision)
         fit_vocabulary(causal_lm, len(tokenizer))
         return causal_lm
-    text_config = _architecture(
+    key = "model.decoder_config"
+    text_config = architecture_of(
+        key,
         settings.decoder_config,
-        "model.decoder_config",
         vocab_size=len(tokenizer),
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return AutoModelForCausalLM.from_config(text_config)
-
-
-def _architecture(values: DictConfig, key: str, **fixed: Any) -> Any:
-    arguments = {**OmegaConf.to_container(values, resolve=True), **fixed}
-    model_type = arguments.pop("model_type", None)
-    if model_type not in CONFIG_MAPPING:
-        raise ValueError(f"{key}.model_type is {model_type!r}, which transformers does not know")
-    return CONFIG_MAPPING[model_type](**arguments)
+    with blaming(key):
+        return AutoModelForCausalLM.from_config(text_config)
 
 
 def frame_seconds(audio_config: Any, feature_extractor: Any) -> float:
@@ -410,3 +430,11 @@ def freeze(model: TinyAudioForConditionalGeneration, freeze_encoder: bool, freez
     positions = getattr(model.model.audio_tower, "embed_positions", None)
     if positions is not None:  # Whisper's sinusoids are not learned
         positions.requires_grad_(False)
+
+
+def freeze_heads_without_loss(model: TinyAudioForConditionalGeneration, config: DictConfig) -> None:
+    """A head that a checkpoint brings and no loss trains stays as it is: DDP takes a missing gradient for a mistake."""
+    alignment, embedding = trains_alignment_head(config), config.ctc.embedding_weight > 0
+    for head, trains in ((model.ctc_head, alignment), (model.embedding_ctc, embedding)):
+        if head is not None and not trains:
+            head.requires_grad_(False)

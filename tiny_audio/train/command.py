@@ -57,6 +57,13 @@ def train(
 
     if is_main_process():
         print_parameter_table(config)
+        warmup, steps = config.training.warmup_steps, config.training.max_steps
+        if warmup > steps:
+            typer.echo(
+                f"training.warmup_steps={warmup} is more than training.max_steps={steps}: "
+                f"the learning rate ends at {steps / warmup:.0%} of its peak",
+                err=True,
+            )
     try:
         result = run(config)
     except KeyboardInterrupt:
@@ -102,7 +109,10 @@ def train(
         f"curve: {result.folder / 'loss.png'}"
     )
     if result.evaluation is None:
-        typer.echo(f"the decoder has yet to train:  tiny-audio train ... init_from={result.model_folder}")
+        typer.echo(
+            f"the decoder has yet to train:  tiny-audio train ... ctc.alone_share=0"
+            f" init_from={result.model_folder} output_dir={result.folder}-2"
+        )
     else:
         typer.echo(f"next:  tiny-audio transcribe {result.model_folder} my.wav")
 

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from tiny_audio.hub.asr_config import TinyAudioConfig
 from tiny_audio.hub.asr_drafting import SHARE_FROM_POSITIONS, has_plain_cache
 from tiny_audio.hub.asr_encoders import encoder_family, run_encoder
 from tiny_audio.hub.asr_losses import LossWeights
@@ -83,13 +84,21 @@ class StepCost:
         return sum(self.weight_bytes.values())
 
 
-def cost_of_config(config: DictConfig, weights: LossWeights, clip_seconds: float) -> StepCost:
-    """`step_cost` of the model that a training config describes, in batches as full as it allows."""
+def cost_of_config(
+    config: DictConfig,
+    weights: LossWeights,
+    clip_seconds: float,
+    architecture: TinyAudioConfig | None = None,
+) -> StepCost:
+    """`step_cost` of the model that a training config describes, in batches as full as it allows.
+
+    With the `architecture` of a model that is built already, nothing is read.
+    """
     settings = config.training
     seconds = math.inf if settings.batch_seconds == AUTO else settings.batch_seconds
     clips = min(seconds / clip_seconds, settings.per_device_train_batch_size)
     return step_cost(
-        meta_model(config),
+        meta_model(config, architecture),
         weights,
         gradient_checkpointing=settings.gradient_checkpointing,
         clip_seconds=clip_seconds,

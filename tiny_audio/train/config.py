@@ -433,16 +433,36 @@ def _check_together(config: DictConfig) -> None:
         raise UserError(f"training.resume={_shown(resume)}: expected true, false or the path of a checkpoint")
     if config.training.hub_model_id is not None:
         check_repo_id(config.training.hub_model_id)
+    if (config.ctc.weight or config.ctc.final_weight) and not config.ctc.vocabulary:
+        raise UserError(
+            "ctc.vocabulary is empty: name the characters of the alignment head, or set ctc.weight=0 (no head)"
+        )
+    for section, asked in (("encoder_lora", True), ("peft", config.peft.peft_method is not None)):
+        if asked and config[section].r and not config[section].target_modules:
+            raise UserError(
+                f"{section}.target_modules=[]: name linear layers such as [q_proj,v_proj], or set {section}.r=0"
+            )
     _check_features_cache(config)
+    _check_towers(model)
+
+
+def _check_towers(model: DictConfig) -> None:
+    """Checks what is said of towers with random weights, and drops it where a model is named."""
     for name in ("encoder", "decoder"):
         if model[f"{name}_model_name"] is None:
-            _check_architecture(f"model.{name}_config", model[f"{name}_config"])
+            from tiny_audio.train.architecture import check_architecture  # slow: imports transformers
+
+            check_architecture(f"model.{name}_config", model[f"{name}_config"])
         elif not model[f"{name}_model_name"]:
             raise UserError(f"model.{name}_model_name is empty: expected a hub id, a folder or null")
         else:
             model[f"{name}_config"] = {}  # a named model brings its own
     if model.encoder_model_name is not None:
         model.feature_extractor = {}
+    else:
+        from tiny_audio.train.architecture import feature_extractor_of
+
+        feature_extractor_of(model.feature_extractor)
     if model.decoder_model_name is not None and model.tokenizer == "bytes":
         model.tokenizer = None
     if model.decoder_model_name is None and model.tokenizer is None:
@@ -479,23 +499,3 @@ def _check_features_cache(config: DictConfig) -> None:
         )
     if not active and (data.features_cache_variants or 1) > 1:
         raise UserError("data.features_cache_variants: without augmentation all are the same; set it to null")
-
-
-def _check_architecture(key: str, architecture: DictConfig) -> None:
-    """Checks keys against transformers' config class, which itself accepts any key in silence."""
-    if not architecture:
-        name = key.replace("_config", "_model_name")
-        raise UserError(f"{name}=null: name a model, or describe one with random weights in {key}")
-    from transformers import CONFIG_MAPPING  # slow to import, and only recipes with random weights need it
-
-    model_type = architecture.get("model_type")
-    if model_type not in CONFIG_MAPPING:
-        hint = nearest(str(model_type), CONFIG_MAPPING.keys())
-        raise UserError(
-            f"{key}.model_type={model_type}: not a model type of the installed transformers.{hint}"
-        )
-    config_class = CONFIG_MAPPING[model_type]
-    known = {entry.name for entry in dataclasses.fields(config_class)} | set(config_class.attribute_map)
-    for name in map(str, architecture):
-        if name != "model_type" and name not in known:
-            raise UserError(f'{model_type} has no config key "{name}" ({key}.{name}).{nearest(name, known)}')

@@ -23,6 +23,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import gather_object
 from omegaconf import DictConfig
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from tiny_audio.data.source import list_problems
 from tiny_audio.errors import UserError
@@ -82,8 +83,10 @@ class Trainer:
         self.data, self.folder, self.report, self.evaluate = data, folder, report, evaluate
         self.saved, self.meter = saved, meter
         self._counted_until = time.perf_counter() if started is None else started
-        # While the alignment losses are alone, the decoder gets no gradient, which DDP has to be told.
-        unused = DistributedDataParallelKwargs(find_unused_parameters=config.ctc.alone_share > 0)
+        # DDP has to be told that the decoder gets no gradient while the alignment losses are alone, and the alignment
+        # head none where its weight begins at 0.
+        partly = config.ctc.alone_share > 0 or bool(config.ctc.final_weight)
+        unused = DistributedDataParallelKwargs(find_unused_parameters=partly)
         patience = InitProcessGroupKwargs(timeout=timedelta(hours=LONGEST_WAIT_HOURS))
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # which accelerate overlooks on CPUs
         self.accelerator = Accelerator(
@@ -449,7 +452,8 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 def mixed_precision(bf16: bool | str) -> str:
     """ "bf16" where it is asked for, or by itself where the device computes in it; else "no"."""
     if bf16 == "auto":
-        bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        # T4 and V100 emulate it, slower than float32.
+        bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if bf16 else "no"
 
 
@@ -458,6 +462,12 @@ def cast_frozen(model: torch.nn.Module, dtype: torch.dtype) -> None:
     for parameter in model.parameters():
         if not parameter.requires_grad and parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
+    # Batch norm computes with weights and statistics of one type. Other buffers, as of rotary positions, stay exact.
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.affine and not module.weight.requires_grad:
+            for buffer in module.buffers(recurse=False):
+                if buffer.is_floating_point():
+                    buffer.data = buffer.data.to(dtype)
 
 
 @contextmanager

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 from tiny_audio import facts
 from tiny_audio.errors import UserError, first_line
 from tiny_audio.hub.asr_checkpoint import read_config
 from tiny_audio.hub.asr_config import TinyAudioConfig
+from tiny_audio.hub.asr_encoders import build_encoder
 from tiny_audio.hub.asr_lora import LORA_MARK
 from tiny_audio.hub.asr_modeling import TinyAudioForConditionalGeneration
 from tiny_audio.hub.asr_processing import add_audio_token
-from tiny_audio.train.build import additions, build_tokenizer, describe, freeze
+from tiny_audio.train.architecture import architecture_of, blaming
+from tiny_audio.train.build import additions, build_tokenizer, describe, freeze, freeze_heads_without_loss
 from tiny_audio.train.config import resolve_model_path
 
 # Where a parameter's name starts -> the part it is counted in. LoRA weights get a row of their own.
@@ -69,20 +71,32 @@ def _count(model: TinyAudioForConditionalGeneration) -> list[PartParameters]:
     return [*rows, total]
 
 
-def meta_model(config: DictConfig) -> TinyAudioForConditionalGeneration:
+def meta_model(
+    config: DictConfig, architecture: TinyAudioConfig | None = None
+) -> TinyAudioForConditionalGeneration:
     """The model that `config` describes, frozen where it says so, on the meta device: shapes without numbers.
+
+    With the `architecture` of a model that is built already, nothing is read.
 
     Raises:
         UserError: a named model's architecture is in no local folder, not in our facts, and no hub answers.
     """
-    return _on_meta(_architecture(config), config.model.freeze_encoder, config.model.freeze_decoder)
+    if architecture is None:
+        architecture = _architecture(config)
+    try:
+        model = _on_meta(architecture, config.model.freeze_encoder, config.model.freeze_decoder)
+    except (ValueError, ImportError) as error:  # adapters or a projector that cannot be made
+        raise UserError(str(error)) from error
+    freeze_heads_without_loss(model, config)
+    return model
 
 
 def _on_meta(
     architecture: TinyAudioConfig, freeze_encoder: bool, freeze_decoder: bool
 ) -> TinyAudioForConditionalGeneration:
     with torch.device("meta"):
-        model = TinyAudioForConditionalGeneration(architecture)
+        # A copy: the towers keep their configs, and counting sets another attention in them.
+        model = TinyAudioForConditionalGeneration(copy.deepcopy(architecture))
     freeze(model, freeze_encoder, freeze_decoder)
     return model
 
@@ -123,11 +137,16 @@ def _architecture(config: DictConfig) -> TinyAudioConfig:
     if settings.encoder_model_name:
         audio_config = _named_config(settings.encoder_model_name, settings.encoder_revision)
     else:
-        audio_config = _described_config(settings.encoder_config)
+        audio_config = architecture_of("model.encoder_config", settings.encoder_config)
+        with blaming("model.encoder_config"), torch.device("meta"):
+            build_encoder(audio_config)
     if settings.decoder_model_name:
         text_config = _named_config(settings.decoder_model_name, settings.decoder_revision)
     else:
-        text_config = _described_config(settings.decoder_config, vocab_size=_vocabulary_size(settings))
+        size = _vocabulary_size(settings)
+        text_config = architecture_of("model.decoder_config", settings.decoder_config, vocab_size=size)
+        with blaming("model.decoder_config"), torch.device("meta"):
+            AutoModel.from_config(text_config)
     return describe(config, audio_config, text_config)
 
 
@@ -140,11 +159,6 @@ def _named_config(name: str, revision: str | None) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(path, revision=revision)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the config of the model {name}: {first_line(error)}") from error
-
-
-def _described_config(values: DictConfig, **fixed: Any) -> PreTrainedConfig:
-    arguments: dict[str, Any] = {**OmegaConf.to_container(values, resolve=True), **fixed}
-    return CONFIG_MAPPING[arguments.pop("model_type")](**arguments)
 
 
 def _vocabulary_size(settings: DictConfig) -> int:

@@ -104,10 +104,17 @@ def plan(
     console = Console()
     print_parameter_table(config, console)
     settings = config.training
-    cost = cost_of_config(config, loss_weights(config, settings.max_steps), clip_seconds)
-    batch_seconds = fixed_batch_seconds(settings)
-    console.print(_cost_table(cost, batch_seconds))
-    console.print(_gpu_table(table, cost, config, utilization, clip_seconds))
+    # Memory is for the steps at the end, which need the most; work is the mean of all steps.
+    cost = cost_of_config(config, loss_weights(config, settings.max_steps - 1), clip_seconds)
+    work = work_of_config(config, cost, clip_seconds)
+    fullest = capped_seconds(settings, fixed_batch_seconds(settings), config.data.max_seconds)
+    console.print(_cost_table(cost, fullest))
+    console.print(_gpu_table(table, cost, work, config, utilization, clip_seconds))
+    if config.ctc.alone_share:
+        typer.echo(
+            f"The decoder rests in {config.ctc.alone_share:.0%} of the steps: the mean of all steps is"
+            f" {work / 1e9:,.1f} GFLOP a second of audio."
+        )
     if config.data.features_cache is not None:
         typer.echo("The encoder does not run: its output comes from data.features_cache.")
     if settings.batch_seconds == AUTO:
@@ -117,6 +124,7 @@ def plan(
             "training.batch_seconds=auto tries them on the GPU itself, and takes somewhat less.\n"
         )
     else:
+        batch_seconds = capped_seconds(settings, settings.batch_seconds, clip_seconds)
         step_seconds = batch_seconds * settings.gradient_accumulation_steps
         steps = (
             f"{settings.max_steps:,} steps of {step_seconds:,.0f} s:"
@@ -128,6 +136,25 @@ def plan(
         " GPUs.\nMemory is counted, too, with"
         f" {RESERVED_BYTES / 1e9:g} GB set aside and {1 - USABLE_SHARE:.0%} not used.\n"
         f"Prices of {table.as_of} ({table.source}); edit {gpus}."
+    )
+
+
+def capped_seconds(settings: Any, most_seconds: float, clip_seconds: float) -> float:
+    """Audio in a batch of clips of this length: `most_seconds`, or what the most clips of a batch hold."""
+    return min(most_seconds, settings.per_device_train_batch_size * clip_seconds)
+
+
+def work_of_config(config: Any, cost: Any, clip_seconds: float) -> float:
+    """FLOP a second of audio in the mean of all steps, given the `cost` of the last one."""
+    from tiny_audio.train.build import loss_weights
+    from tiny_audio.train.compute import cost_of_config
+
+    share = config.ctc.alone_share
+    costs = [(1 - share, cost)]
+    if share:
+        costs.append((share, cost_of_config(config, loss_weights(config), clip_seconds)))
+    return sum(
+        part * (each.flops_per_audio_second + each.repeated_flops_per_audio_second) for part, each in costs
     )
 
 
@@ -156,7 +183,9 @@ def _cost_table(cost: Any, batch_seconds: float) -> Any:
     return table
 
 
-def _gpu_table(gpus: GpuTable, cost: Any, config: Any, utilization: float, clip_seconds: float) -> Any:
+def _gpu_table(
+    gpus: GpuTable, cost: Any, work: float, config: Any, utilization: float, clip_seconds: float
+) -> Any:
     from rich.table import Table
 
     from tiny_audio.train.build import AUTO
@@ -180,16 +209,17 @@ def _gpu_table(gpus: GpuTable, cost: Any, config: Any, utilization: float, clip_
             table.add_row(gpu.name, f"{gpu.memory_gb:g}", "too small", *["-"] * 4)
             continue
         if tried:
-            largest = min(largest, settings.per_device_train_batch_size * clip_seconds)
-        batch_seconds = largest if tried else settings.batch_seconds
+            largest = capped_seconds(settings, largest, clip_seconds)
+        allowed = largest if tried else settings.batch_seconds
+        batch_seconds = capped_seconds(settings, allowed, clip_seconds)
         step_seconds = batch_seconds * settings.gradient_accumulation_steps
-        work = cost.flops_per_audio_second + cost.repeated_flops_per_audio_second
         speed = gpu.audio_seconds_a_second(work, utilization)
         hours = settings.max_steps * step_seconds / speed / 3600
         table.add_row(
             gpu.name,
             f"{gpu.memory_gb:g}",
-            f"{largest:,.0f} s" + (" !" if largest < batch_seconds else ""),
+            f"{largest:,.0f} s"
+            + (" !" if largest < capped_seconds(settings, allowed, config.data.max_seconds) else ""),
             f"{step_seconds / speed:.2f}",
             f"{speed:,.0f}",
             f"{hours:,.1f}",

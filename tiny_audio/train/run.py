@@ -33,7 +33,7 @@ from tiny_audio.files import replace_folder, write_files
 from tiny_audio.provenance import git_hash, hardware
 from tiny_audio.publish.background import BackgroundPush
 from tiny_audio.train.batch_budget import budgets_to_go_on_with, settle_batches
-from tiny_audio.train.build import build_data, build_model
+from tiny_audio.train.build import build_data, build_model, check_start, trains_alignment_head
 from tiny_audio.train.checkpoints import check_room, find_checkpoint, load_checkpoint, put_aside
 from tiny_audio.train.config import config_to_yaml
 from tiny_audio.train.features import open_store
@@ -80,6 +80,8 @@ def run(config: DictConfig) -> RunResult | None:
     started = time.perf_counter()
     folder = Path(config.output_dir).expanduser()
     checkpoint = find_checkpoint(config.training.resume, folder / "checkpoints")
+    if checkpoint is None:
+        check_start(config.init_from, folder)
     budgets = budgets_to_go_on_with(config, checkpoint)
     # All that can be wrong with the data is found before a model of gigabytes is built.
     cached = config.data.features_cache is not None
@@ -125,7 +127,7 @@ def run(config: DictConfig) -> RunResult | None:
                         " so this epoch may hear some of them again and others not at all"
                     )
             trainer.progress.data = data.fingerprint
-            trainer.meter = build_meter(config, data, trainer.accelerator)
+            trainer.meter = build_meter(config, model.config, data, trainer.accelerator)
             trainer.evaluate = looks = DevEvaluation(
                 trainer, processor, dev, config.training.eval_samples, display.note, trackers.log_samples
             )
@@ -272,7 +274,9 @@ class DevEvaluation:
         self.note, self.show = note, show
         steps, ctc = trainer.settings.max_steps, trainer.config.ctc
         self.monitor = ListeningMonitor(
-            round(ctc.alone_share * steps), steps, ctc.weight > 0 or ctc.embedding_weight > 0
+            round(ctc.alone_share * steps),
+            steps,
+            trains_alignment_head(trainer.config) or ctc.embedding_weight > 0,
         )
         rows = source.utterances()
         self.normalizer = default_normalizer(row.text for row in rows)

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from omegaconf import DictConfig
 
 from tiny_audio.data.loader import TrainData
+from tiny_audio.hub.asr_config import TinyAudioConfig
 from tiny_audio.hub.asr_losses import LossWeights
 from tiny_audio.train.compute import cost_of_config
 
@@ -50,17 +51,25 @@ class SpeedMeter:
         config: the run's.
         clip_seconds: mean length of the training clips.
         peak_flops: per second, of all processes' devices together.
+        architecture: of the model that trains; the files that it came from may be gone by now.
     """
 
-    def __init__(self, config: DictConfig, clip_seconds: float, peak_flops: float) -> None:
+    def __init__(
+        self,
+        config: DictConfig,
+        clip_seconds: float,
+        peak_flops: float,
+        architecture: TinyAudioConfig | None = None,
+    ) -> None:
         self._config, self._clip_seconds, self._peak_flops = config, clip_seconds, peak_flops
+        self._architecture = architecture
         self._costs: dict[tuple[bool, bool], float] = {}
 
     def flops_per_audio_second(self, weights: LossWeights) -> float:
         """What the model multiplies for a second of audio with these losses."""
         kind = (weights.language_model > 0, weights.embedding > 0)
         if kind not in self._costs:
-            cost = cost_of_config(self._config, weights, self._clip_seconds)
+            cost = cost_of_config(self._config, weights, self._clip_seconds, self._architecture)
             self._costs[kind] = cost.flops_per_audio_second
         return self._costs[kind]
 
@@ -79,8 +88,10 @@ class SpeedMeter:
         }
 
 
-def build_meter(config: DictConfig, data: TrainData, accelerator: Accelerator) -> SpeedMeter:
+def build_meter(
+    config: DictConfig, architecture: TinyAudioConfig, data: TrainData, accelerator: Accelerator
+) -> SpeedMeter:
     """The meter of a run, with the speed of its device measured now."""
     dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     peak = matmul_flops_per_second(accelerator.device, dtype) * accelerator.num_processes
-    return SpeedMeter(config, 3600 * data.hours / data.num_clips, peak)
+    return SpeedMeter(config, 3600 * data.hours / data.num_clips, peak, architecture)
