@@ -16,6 +16,7 @@ import typer
 from tiny_audio.errors import UserError
 from tiny_audio.files import write_files
 from tiny_audio.remote.ssh import CONNECTION_FAILED, Host, NoConnectionError, find_program
+from tiny_audio.remote.state import TOLD
 
 # Sent through standard input into the environment of the processes over there; never in arguments or files.
 SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "RUNPOD_API_KEY")
@@ -234,13 +235,19 @@ def train_command(
 def stop_run(there: Host, place: str) -> None:
     """End the training and stop the pod, which may take the connection along."""
     ask(there, place, "where")
-    typer.echo("the training is asked to save and end: minutes, at most")
+    typer.echo(
+        "the training is asked to save and end: minutes, at most; Ctrl-C stops looking, not the stopping"
+    )
     try:
         typer.echo(ask(there, place, "stop", {"environment": passed_environment()}), nl=False)
-    except NoConnectionError:
-        typer.echo(
-            "The connection ended, as it does when a pod stops. RunPod's console shows whether it has."
-        )
+    except NoConnectionError as error:
+        typer.echo(error.output, nl=False)
+        if TOLD in error.output:
+            return
+        raise UserError(
+            "The connection ended, as it does when a pod stops; the watchdog there goes on. Look again with --status:"
+            " where nothing answers, RunPod's console shows whether the pod has stopped"
+        ) from error
 
 
 def training_request(config: str | None, overrides: list[str]) -> dict[str, Any]:

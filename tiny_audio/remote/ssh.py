@@ -21,7 +21,11 @@ DEFAULT_FOLDER = (
 
 
 class NoConnectionError(UserError):
-    """ssh did not connect, or the connection broke."""
+    """ssh did not connect, or the connection broke, after `output` had come."""
+
+    def __init__(self, message: str, output: str = "") -> None:
+        super().__init__(message)
+        self.output = output
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class Host:
         result = subprocess.run(self.command(script), input=stdin.encode(), capture_output=True)
         output, problems = (stream.decode("utf-8", "replace") for stream in (result.stdout, result.stderr))
         if result.returncode == CONNECTION_FAILED:
-            raise NoConnectionError(self.explain(problems))
+            raise NoConnectionError(self.explain(problems), output)
         return result.returncode, output, problems
 
     def explain(self, problems: str) -> str:
