@@ -85,6 +85,7 @@ def train(
         typer.echo(
             f"{metrics['skipped_steps']:,} of the steps were skipped: {result.folder / SKIPPED_FILE} says why"
         )
+    problem = None
     if config.training.hub_model_id:
         from tiny_audio.publish.background import push_final
 
@@ -101,6 +102,8 @@ def train(
         typer.echo(f"the decoder has yet to train:  tiny-audio train ... init_from={result.model_folder}")
     else:
         typer.echo(f"next:  tiny-audio transcribe {result.model_folder} my.wav")
+    if problem is not None:
+        raise typer.Exit(2)  # a machine that is erased at the end counts on the hub
 
 
 def cache_features(
