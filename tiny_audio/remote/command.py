@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
@@ -23,11 +24,24 @@ SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "RUNPOD_API_KEY")
 SETTINGS = ("RUNPOD_POD_ID", "RUNPOD_REST_BASE_URL", "RUNPOD_API_BASE_URL")
 DEFAULT_BUDGET_HOURS = 24.0
 NOT_DEPLOYED = 97
+# Exit codes of a training that leaves something to fetch: its model did not get to the hub; its budget is spent.
+FAILED_PUSH, INTERRUPTED = 2, 130
 FETCHED_FILE = "remote.json"
 
 HostOption = Annotated[str, typer.Option(help="Name or address, also user@host.", show_default=False)]
-PortOption = Annotated[int, typer.Option(min=1, max=65535, help="Of its ssh.")]
-UserOption = Annotated[str, typer.Option(help="Whom to log in as; RunPod's pods have root.")]
+PortOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=65535, help="Of its ssh. Left out: 22, or that of ~/.ssh/config.", show_default=False
+    ),
+]
+UserOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Whom to log in as. Left out: root, as in RunPod's pods, or that of ~/.ssh/config.",
+        show_default=False,
+    ),
+]
 IdentityOption = Annotated[
     Path | None, typer.Option("--identity", "-i", help="Private key, as for ssh.", show_default=False)
 ]
@@ -83,8 +97,8 @@ echo "installed with $(.venv/bin/python --version) in $PWD/.venv"
 
 def deploy_command(
     host: HostOption = ...,  # type: ignore[assignment]
-    port: PortOption = 22,
-    user: UserOption = "root",
+    port: PortOption = None,
+    user: UserOption = None,
     identity: IdentityOption = None,
     ssh_option: OptionsOption = None,
     folder: FolderOption = None,
@@ -109,7 +123,13 @@ def deploy_command(
     check_no_secrets(root, files)
     default = there.default_folder()  # the first connection, and the place to tell that there is none
     place = find_folder(there, folder or default)
-    step(1, f"{there.address} port {port}: connected; {place}")
+    step(1, f"{there.described}: connected; {place}")
+    code, running, _ = there.run(host_script(place, "running"))
+    if code == 0 and running.strip() == "yes":
+        raise UserError(
+            f"a training is running in {place}, and would go on with other code: wait for its end, --stop it, or"
+            " deploy to another --folder"
+        )
     run_shown(there, INSTALL_TOOLS, "rsync and tmux could not be installed")
     step(2, f"code: {len(files)} files of {root.name} at {commit or 'no commit'}")
     send(there, root, files, place)
@@ -129,8 +149,8 @@ def train_command(
         typer.Argument(help="key=value pairs, as for train.", metavar="[OVERRIDE]...", show_default=False),
     ] = None,
     host: HostOption = ...,  # type: ignore[assignment]
-    port: PortOption = 22,
-    user: UserOption = "root",
+    port: PortOption = None,
+    user: UserOption = None,
     identity: IdentityOption = None,
     ssh_option: OptionsOption = None,
     folder: FolderOption = None,
@@ -201,6 +221,9 @@ def train_command(
         raise UserError(
             f"{chosen[0]} is about the run that was started: leave out the recipe, its overrides and budget"
         )
+    for limit in (budget_usd, usd_per_hour, budget_hours, linger_minutes):
+        if limit is not None and not math.isfinite(limit):
+            raise UserError(f"{limit} is no budget, price or time: expected a number")
     if (to is not None or checkpoints) and chosen != ["--fetch"]:
         raise UserError("--to and --checkpoints go with --fetch")
     there = Host(host, port, user, identity, tuple(ssh_option or ()))
@@ -225,10 +248,16 @@ def train_command(
         typer.echo(ask(there, place, "status"), nl=False)
     elif stop:
         stop_run(there, place)
+    if logs or attach:
+        ask(there, place, "where")  # says what is missing: Tiny Audio, or a run
     if logs or attach or not (chosen or detach):
         code = show_log(there, place, "logs" if logs else "attach" if attach else "follow", words)
-        if code == 0 and not logs:
+        if code in (0, FAILED_PUSH, INTERRUPTED) and not logs:
             fetch_results(there, place, None, False)
+        if code == INTERRUPTED:
+            typer.echo(
+                f"the saved checkpoint:  tiny-audio remote-train {words} --fetch --checkpoints --to DIR"
+            )
         raise typer.Exit(code or 0)
 
 
@@ -366,7 +395,7 @@ def send(there: Host, root: Path, files: list[str], place: str) -> None:
 def find_folder(there: Host, folder: str | None) -> str:
     """The folder on the host, which every script and rsync can name without quotes."""
     place = folder or there.default_folder()
-    if not re.fullmatch(r"(?:[\w.+@][\w.+@-]*|/)(?:/?[\w.+@-]+)*/?", place):
+    if not re.fullmatch(r"[\w.+@/][\w.+@/-]*", place) or "//" in place[1:]:
         raise UserError(f"--folder {place}: expected a path of letters, digits and ./_+@-, without spaces")
     return place.rstrip("/") or "/"
 
@@ -403,8 +432,10 @@ def run_shown(there: Host, script: str, problem: str) -> None:
 
 def connection_words(there: Host, folder: str | None) -> str:
     """The options that reach this host again."""
-    words = ["--host", there.name, "--port", str(there.port)]
-    if there.user != "root" and "@" not in there.name:
+    words = ["--host", there.name]
+    if there.port is not None:
+        words += ["--port", str(there.port)]
+    if there.user is not None:
         words += ["--user", there.user]
     if there.identity is not None:
         words += ["--identity", str(there.identity)]

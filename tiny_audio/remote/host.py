@@ -342,8 +342,10 @@ def prune(request: dict[str, Any]) -> None:
     gone = set(read_json(DEPLOYED_FILE).get("files", [])) - set(request["files"])
     here = Path.cwd().resolve()
     for name in sorted(gone):
-        if here in (here / name).resolve().parents:
-            (here / name).unlink(missing_ok=True)
+        path = here / name
+        if here in path.resolve().parents and (path.is_symlink() or not path.is_dir()):  # a folder by now
+            with suppress(NotADirectoryError):  # what was its folder is a file by now
+                path.unlink(missing_ok=True)
     write_files({DEPLOYED_FILE: json.dumps({"commit": request["commit"], "files": request["files"]})})
     if gone:
         print(f"removed {len(gone)} files that are no longer in the code")
@@ -411,6 +413,11 @@ def where() -> None:
     print(json.dumps({"id": run["id"], "output_dir": str(Path(run["output_dir"]).expanduser().resolve())}))
 
 
+def running() -> None:
+    """For deploying: whether a training uses this folder's code."""
+    print("yes" if is_locked("run") else "no")
+
+
 # What each takes: nothing, or a request from standard input.
 ACTIONS: dict[str, Callable[[], Any]] = {
     "run": run_training,
@@ -420,6 +427,7 @@ ACTIONS: dict[str, Callable[[], Any]] = {
     "logs": print_log,
     "status": print_status,
     "where": where,
+    "running": running,
 }
 REQUESTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "start": start,
