@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shlex
@@ -25,7 +24,7 @@ SETTINGS = ("RUNPOD_POD_ID", "RUNPOD_REST_BASE_URL", "RUNPOD_API_BASE_URL")
 DEFAULT_BUDGET_HOURS = 24.0
 NOT_DEPLOYED = 97
 # Exit codes of a training that leaves something to fetch: its model did not get to the hub; its budget is spent.
-FAILED_PUSH, INTERRUPTED = 2, 130
+FAILED_PUSH, INTERRUPTED, KILLED = 2, 130, 137
 FETCHED_FILE = "remote.json"
 
 HostOption = Annotated[str, typer.Option(help="Name or address, also user@host.", show_default=False)]
@@ -221,9 +220,6 @@ def train_command(
         raise UserError(
             f"{chosen[0]} is about the run that was started: leave out the recipe, its overrides and budget"
         )
-    for limit in (budget_usd, usd_per_hour, budget_hours, linger_minutes):
-        if limit is not None and not math.isfinite(limit):
-            raise UserError(f"{limit} is no budget, price or time: expected a number")
     if (to is not None or checkpoints) and chosen != ["--fetch"]:
         raise UserError("--to and --checkpoints go with --fetch")
     there = Host(host, port, user, identity, tuple(ssh_option or ()))
@@ -236,6 +232,10 @@ def train_command(
             "default_budget_hours": DEFAULT_BUDGET_HOURS,
             "linger_minutes": linger_minutes,
         }
+        if request["saves_to_hub"]:
+            from tiny_audio.publish.upload import check_token
+
+            check_token()  # tonight, when the model is to be saved, is too late
     place = find_folder(there, folder)
     words = connection_words(there, folder)
     if not chosen:
@@ -252,9 +252,9 @@ def train_command(
         ask(there, place, "where")  # says what is missing: Tiny Audio, or a run
     if logs or attach or not (chosen or detach):
         code = show_log(there, place, "logs" if logs else "attach" if attach else "follow", words)
-        if code in (0, FAILED_PUSH, INTERRUPTED) and not logs:
+        if code in (0, FAILED_PUSH, INTERRUPTED, KILLED) and not logs:
             fetch_results(there, place, None, False)
-        if code == INTERRUPTED:
+        if code in (INTERRUPTED, KILLED):
             typer.echo(
                 f"the saved checkpoint:  tiny-audio remote-train {words} --fetch --checkpoints --to DIR"
             )
