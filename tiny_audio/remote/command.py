@@ -255,9 +255,7 @@ def train_command(
         if code in (0, FAILED_PUSH, INTERRUPTED, KILLED) and not logs:
             fetch_results(there, place, None, False)
         if code in (INTERRUPTED, KILLED):
-            typer.echo(
-                f"the saved checkpoint:  tiny-audio remote-train {words} --fetch --checkpoints --to DIR"
-            )
+            typer.echo(f"its checkpoints:  tiny-audio remote-train {words} --fetch --checkpoints --to DIR")
         raise typer.Exit(code or 0)
 
 
