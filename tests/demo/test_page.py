@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -14,6 +17,7 @@ import pytest
 import soundfile
 
 from tests.browser import open_page, requested_urls, wait_until
+from tests.documented import ROOT
 from tests.hub.recordings import known_clips, trained_model
 from tests.tiny_models import SAMPLING_RATE, noise
 from tiny_audio import cli
@@ -21,6 +25,7 @@ from tiny_audio.demo.listening import Listener, Unusable
 from tiny_audio.hub import asr_pipeline
 from tiny_audio.hub.asr_longform import Recogniser, Recognition
 from tiny_audio.subtitles import to_srt
+from tiny_audio.train.run import save_model
 
 HOSTILE = "<img src=x onerror=window.hacked=1> ${window.hacked=2} {{7*7}}"
 CLIP = 1
@@ -52,6 +57,22 @@ def test_the_text_grows_to_that_of_transcribe() -> None:
     seconds = [state.heard_seconds for state in states]
     assert seconds == sorted(seconds) and seconds[-1] == pytest.approx(expected.seconds)
     assert all(expected.text.startswith(state.text.rstrip()) for state in states)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no terminals that hang up")
+def test_no_recordings_are_left_when_the_terminal_is_closed(tmp_path: Path) -> None:
+    save_model(*trained_model(), tmp_path / "model")
+    (tmp_path / "temporary").mkdir()
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tiny_audio", "demo", str(tmp_path / "model"), "--port", "0"]
+    demo = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert demo.stdout is not None and "open http" in demo.stdout.readline()
+    assert list((tmp_path / "temporary").glob("tiny-audio-demo-*"))
+    demo.send_signal(signal.SIGHUP)
+    demo.communicate(timeout=30)
+    assert not list((tmp_path / "temporary").glob("tiny-audio-demo-*"))
 
 
 def test_work_ends_when_nobody_waits_for_it() -> None:

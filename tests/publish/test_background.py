@@ -122,7 +122,7 @@ def test_training_that_cannot_push_is_finished_all_the_same(
         "training.tracker=none",
     ]
     assert (
-        cli.main(["train", *sources, *steps, f"training.hub_model_id={NAME}", "output_dir=outputs/run"]) == 0
+        cli.main(["train", *sources, *steps, f"training.hub_model_id={NAME}", "output_dir=outputs/run"]) == 2
     )
     model = Path("outputs") / "run" / "model"
     assert (model / "model.safetensors").is_file()

@@ -139,6 +139,31 @@ def test_a_model_of_ones_own_recordings_has_no_licence_until_it_is_stated(run_fo
 
 
 @pytest.mark.parametrize(
+    ("init_from", "name"),
+    [
+        ("outputs/hospital/model", "a model that is not public"),
+        ("patients/ada", "a model that is not public"),
+        ("~nobody9/x", "a model that is not public"),
+        ("ada/asr", "ada/asr"),
+    ],
+)
+def test_a_model_that_went_on_from_another_says_so_and_promises_nothing_for_it(
+    run_folder: Path, init_from: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = {"ada/asr": "/cache/config.json"}  # what was fetched from the hub
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda name, file: cached.get(name))
+    record = record_of(run_folder)
+    record.run["init_from"] = init_from
+    text, licence = render_card(record, NAME), render_licence(record, NAME)
+    assert f"It went on from another Tiny Audio model: {name}." in text
+    assert f"what another Tiny Audio model was trained on: {name}\n" in licence
+    assert record.licence == "other" and "stated no licence" in licence
+    assert "Anything but digits" not in text and "patients" not in text + licence
+    assert replace(record, given=Given(license="mit")).licence == "mit"
+    assert card_problems(text) == []
+
+
+@pytest.mark.parametrize(
     ("source", "name", "hub_id"),
     [
         ("/home/ada/patients/manifest.jsonl", "recordings that are not public", None),
@@ -184,7 +209,22 @@ def test_evaluations_beside_the_run_are_found(
         shutil.copy(run / "results.jsonl", folder)
         metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8")) | changes
         (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    (work / "outputs" / "eval_odd").mkdir()
+    (work / "outputs" / "eval_odd" / "metrics.json").write_text(
+        '{"model": "~nobody9/x", "date": "2099-01-01T00:00:00+00:00"}', encoding="utf-8"
+    )
     assert find_evaluations(model, run) == ([run, ours], [older])
+
+
+def test_a_linked_model_keeps_its_record(run_folder: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    shutil.copytree(run_folder / "model", weights)
+    (tmp_path / "run").mkdir()
+    shutil.copy(run_folder / "config.yaml", tmp_path / "run")
+    (tmp_path / "run" / "model").symlink_to(weights)
+    assert find_run_folder(tmp_path / "run" / "model") == tmp_path / "run"
+    (tmp_path / "link").symlink_to(run_folder / "model")
+    assert find_run_folder(tmp_path / "link") == run_folder
 
 
 def test_figures_that_do_not_follow_from_the_transcripts_are_refused(

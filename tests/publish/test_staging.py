@@ -44,12 +44,12 @@ def stage(source: Path, folder: Path, merged: bool = False) -> tuple[Any, list[s
 def test_what_is_no_part_of_a_model_stays_at_home(run_folder: Path, tmp_path: Path) -> None:
     source = tmp_path / "model"
     shutil.copytree(run_folder / "model", source)
-    for name in ("notes.txt", ".env", "optimizer.pt", "interview.wav"):
+    for name in ("notes.txt", ".env", "optimizer.pt", "interview.wav", "README.md"):
         (source / name).write_text("private", encoding="utf-8")
     (source / "asr_losses.py").write_text("of an older version", encoding="utf-8")
     (source / "asr_gone.py").write_text("of an older version", encoding="utf-8")
     _, left_out = stage(source, tmp_path / "staged")
-    assert left_out == [".env", "interview.wav", "notes.txt", "optimizer.pt"]
+    assert left_out == [".env", "README.md", "interview.wav", "notes.txt", "optimizer.pt"]
     staged = {path.name for path in (tmp_path / "staged").iterdir()}
     code = {path.name for path in (ROOT / "tiny_audio" / "hub").glob("*.py")} - {"__init__.py"}
     assert {name for name in staged if name.endswith(".py")} == code
@@ -85,6 +85,32 @@ def test_a_merged_model_stands_alone_and_a_dry_run_shows_it(
     assert cli.main(["transcribe", str(staged), "clip.wav"]) == 0
     heard = capsys.readouterr().out.removesuffix("\n")
     assert heard and f'heard: "{heard}"' in output
+    # What a dry run has left is no model to stage in its own place, and what is something else is not replaced.
+    before = load_file(staged / "model.safetensors").keys()
+    assert cli.main(["push", str(staged), "--repo-id", "ada/model", "--dry-run"]) == 2
+    assert "would be replaced: rename" in capsys.readouterr().err
+    assert load_file(staged / "model.safetensors").keys() == before
+    (staged / "config.yaml").write_text("a run", encoding="utf-8")
+    assert cli.main(["push", str(source), "--repo-id", "ada/model", "--merged", "--dry-run"]) == 2
+    assert "holds something else, which would be lost" in capsys.readouterr().err
+    assert (staged / "config.yaml").exists()
+
+
+def test_a_run_that_lies_where_push_writes_is_not_replaced(
+    run_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = Path("outputs") / "push_ada_model"
+    shutil.copytree(run_folder, run)
+    (tmp_path / "link").symlink_to(run / "model")
+    before = sorted(path.name for path in run.rglob("*"))
+    for given in (run, run / "model", Path("link")):
+        assert cli.main(["push", str(given), "--repo-id", "ada/model", "--dry-run"]) == 2
+        assert "would be replaced: rename outputs/push_ada_model" in capsys.readouterr().err
+    assert sorted(path.name for path in run.rglob("*")) == before
 
 
 def test_bases_come_from_the_hub_and_are_not_fetched_twice(
@@ -179,6 +205,36 @@ def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "whisper"}', encoding="utf-8")
     with pytest.raises(UserError, match="'whisper' model, not a Tiny Audio one"):
         read_architecture(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", b"[]", "its config.json is not the config of a model"),
+        ("model.safetensors", None, "model.safetensors is damaged"),
+        (
+            "model.safetensors",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n",
+            "git lfs pull",
+        ),
+    ],
+)
+def test_damaged_files_are_told(
+    run_folder: Path,
+    tmp_path: Path,
+    name: str,
+    content: bytes | None,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run_folder / "model", tmp_path / "model")
+    whole = (tmp_path / "model" / name).read_bytes()
+    (tmp_path / "model" / name).write_bytes(whole[:-1000] if content is None else content)
+    assert cli.main(["push", "model", "--repo-id", "ada/model", "--dry-run"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
 
 
 def test_requirements_have_the_bounds_of_the_package() -> None:

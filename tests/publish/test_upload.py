@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.local_hub import Fault, LocalHub
+from tiny_audio import cli
 from tiny_audio.errors import UserError
 from tiny_audio.publish import upload
 
@@ -194,6 +195,25 @@ def test_a_hub_that_is_not_there(hub: LocalHub, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="the connection to the hub failed"):
         upload.connect()
+
+
+def test_a_token_that_would_fail_at_the_end_of_a_remote_run_is_told_at_its_start(
+    hub: LocalHub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["remote-train", "--host", "127.0.0.1", "--port", "1", "--folder", "x", "--config", "nano"]
+    command.append("training.hub_model_id=ada/model")
+    for token, message in (
+        ("hf_wrong", "does not know your token"),
+        ("hf_reader", "may only read"),
+        ("hf_writer", "no connection to root@127.0.0.1"),
+    ):
+        monkeypatch.setenv("HF_TOKEN", token)
+        assert cli.main(command) == 2
+        assert message in capsys.readouterr().err
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    assert cli.main(command) == 2
+    assert "no connection to root@127.0.0.1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

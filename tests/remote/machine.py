@@ -94,7 +94,7 @@ class Machine:
             f"ListenAddress 127.0.0.1\nPort {self.port}\nHostKey {folder}/host_key\nPidFile none\n"
             f"AuthorizedKeysFile {folder}/key.pub\nStrictModes no\nPasswordAuthentication no\nLogLevel DEBUG1\n"
             "KexAlgorithms curve25519-sha256\nUseDNS no\n"
-            f'SetEnv "PATH={path}" "HOME={home}"\n',
+            f'SetEnv "PATH={path}" "HOME={home}" "TMPDIR={home}"\n',
             encoding="utf-8",
         )
         if not Path("/run/sshd").exists() and getpass.getuser() == "root":

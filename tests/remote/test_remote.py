@@ -30,13 +30,6 @@ VARIABLES = ("HF_TOKEN", "WANDB_API_KEY", "RUNPOD_API_KEY", "RUNPOD_POD_ID")
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    machine = Machine(tmp_path_factory.mktemp("machine"))
-    yield machine
-    machine.close()
-
-
-@pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkout(tmp_path_factory.mktemp("laptop") / "tiny-audio-copy")
 
@@ -174,6 +167,18 @@ def test_deploying_again_is_quick_and_takes_away_what_is_gone(
     assert ("add --allow-cpu" in captured.err) == (not has_gpu)
 
 
+def test_a_file_that_becomes_a_folder_is_deployed_as_one(deployed: Machine, checkout: Path) -> None:
+    (checkout / "thing").write_text("", encoding="utf-8")
+    for name in ("thing", "thing/inner.py"):
+        if name != "thing":
+            (checkout / "thing").unlink()
+            (checkout / "thing").mkdir()
+            (checkout / name).write_text("", encoding="utf-8")
+        subprocess.run(["git", "add", "-A", "thing"], cwd=checkout, check=True)
+        assert cli.main(["deploy-runpod", *deployed.options, "--allow-cpu"]) == 0
+    assert (deployed.place / "thing" / "inner.py").is_file()
+
+
 def test_a_tracked_file_with_a_secret_is_not_sent(
     deployed: Machine, checkout: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -259,6 +264,15 @@ def test_no_secret_is_in_arguments_files_or_logs(
         assert RUNPOD_KEY in environments[1]
 
 
+def test_what_a_budget_cut_off_is_fetched(
+    host: Machine, checkout: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--config", "nano", "training.max_steps=1000", "output_dir=outputs/cut"]
+    assert ask(host, *arguments, "--budget-hours", "0.002") == 130
+    assert (checkout / "outputs" / "cut" / "train.log").exists()
+    assert "--fetch --checkpoints" in capfd.readouterr().out
+
+
 def start_attached(machine: Machine, checkout: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", RUN_TINY_AUDIO, "remote-train", *machine.options, *arguments]
     return subprocess.Popen(
@@ -314,6 +328,8 @@ def test_status_logs_and_stop(host: Machine, capfd: pytest.CaptureFixture[str]) 
     assert train(host, "--detach") == 2
     assert "running on this host already" in capfd.readouterr().err
     eventually(lambda: "step 2/" in read(host, "train.log"))
+    assert cli.main(["deploy-runpod", *host.options, "--allow-cpu"]) == 2
+    assert "would go on with other code" in capfd.readouterr().err
     assert ask(host, "--status") == 0
     output = capfd.readouterr().out
     assert (
@@ -395,8 +411,9 @@ def test_stop_works_where_the_watchdog_was_killed(
     assert ask(host, "--status") == 0
     assert "THE WATCHDOG OF POD pod123 IS NOT RUNNING" in capfd.readouterr().out
     assert ask(host, "--stop") == 0
+    assert "the pod pod123 is told to stop" in capfd.readouterr().out
     assert runpod.stopped.is_set()
-    assert held(host) == []
+    assert "run.lock" not in held(host)
 
 
 def test_a_new_run_calls_off_the_stop_that_the_last_one_left(host: Machine, runpod: RunPod) -> None:
@@ -446,55 +463,3 @@ def test_results_that_the_stop_would_erase_are_refused(
     is_erased = host.place.stat().st_dev == Path("/").stat().st_dev
     assert train(host, "--detach") == (2 if is_erased else 0)
     assert ("lies on the container's disk, which RunPod erases" in capfd.readouterr().err) == is_erased
-
-
-# --- the connection
-
-
-def test_a_host_whose_key_has_changed_is_refused(machine: Machine, capfd: pytest.CaptureFixture[str]) -> None:
-    other = machine.folder / "other_hosts"
-    key = (machine.folder / "key.pub").read_text(encoding="utf-8")
-    other.write_text(f"[127.0.0.1]:{machine.port} {key}", encoding="utf-8")
-    options = [*machine.options[:-1], f"UserKnownHostsFile={other}"]
-    assert cli.main(["remote-train", *options, "--status"]) == 2
-    assert f'ssh-keygen -R "[127.0.0.1]:{machine.port}"' in capfd.readouterr().err
-
-
-CONNECTIONS = [
-    (["--host", "-oProxyCommand=touch /tmp/x"], "expected a name or an address"),
-    (["--host", "x@ssh.runpod.io"], "SSH over exposed TCP"),
-    (["--host", "127.0.0.1", "--port", "1"], "Is the machine running"),
-    (["--host", "127.0.0.1", "--identity", "/nowhere"], "there is no such file"),
-    (["--host", "127.0.0.1", "--status", "--logs"], "one at a time"),
-    (["--host", "127.0.0.1", "--fetch", "--config", "stage1"], "leave out the recipe"),
-    (["--host", "127.0.0.1", "--to", "x"], "go with --fetch"),
-    (["--host", "127.0.0.1", "--status", "--folder", "a b; rm"], "without spaces"),
-]
-
-
-@pytest.mark.parametrize(("arguments", "message"), CONNECTIONS, ids=lambda value: str(value)[-30:])
-def test_a_mistake_in_the_connection_is_one_line(
-    arguments: list[str], message: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert cli.main(["remote-train", *arguments]) == 2
-    error = capfd.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
-
-
-def test_a_key_that_the_host_does_not_know_is_told(
-    machine: Machine, capfd: pytest.CaptureFixture[str]
-) -> None:
-    options = machine.options
-    options[options.index("--identity") + 1] = str(machine.folder / "host_key")
-    assert cli.main(["deploy-runpod", *options]) == 2
-    captured = capfd.readouterr()
-    assert "Is your public key on the host" in captured.err
-    assert "connected" not in captured.out
-
-
-def test_a_host_without_tiny_audio_is_told(machine: Machine, capfd: pytest.CaptureFixture[str]) -> None:
-    options = machine.options
-    options[options.index("--folder") + 1] = str(machine.folder / "nothing")
-    assert cli.main(["remote-train", *options, "--status"]) == 2
-    assert "deploy-runpod puts it there" in capfd.readouterr().err

@@ -52,6 +52,7 @@ def demo_command(
     listeners = [load(each, device) for each in models]
     from tiny_audio.demo import page
 
+    end_as_with_ctrl_c()
     with tempfile.TemporaryDirectory(prefix="tiny-audio-demo-", ignore_cleanup_errors=True) as folder:
         # Recordings go when the demo does, or after a while; the examples are not among them.
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "recordings")
@@ -64,11 +65,18 @@ def demo_command(
         if share and not shared:
             typer.echo("warning: there is no public address; the page is for this machine alone", err=True)
         typer.echo(f"open {shared or address} in a browser; Ctrl-C ends it")
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # as Ctrl-C: nothing is left behind
         try:
             threading.Event().wait()
         finally:
             blocks.close(verbose=False)
+
+
+def end_as_with_ctrl_c() -> None:
+    """Leave no recordings behind when the process is told to end, or its terminal is closed (unless nohup says no)."""
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda *_: sys.exit())
 
 
 def check_gradio() -> None:

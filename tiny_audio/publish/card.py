@@ -54,7 +54,7 @@ def metadata(record: Record, repo_id: str) -> dict[str, Any]:
         values["co2_eq_emissions"] = {
             "emissions": round(record.co2_grams, 3),
             "source": "power and emissions of electricity as given by the publisher, times the time of training",
-            "training_type": "fine-tuning" if record.bases else "pre-training",
+            "training_type": "fine-tuning" if record.bases or record.begun_from else "pre-training",
             "hardware_used": record.metrics.get("hardware"),
         }
     if record.evaluations:

@@ -133,12 +133,13 @@ def push(
     """
     from transformers.utils import logging
 
-    from tiny_audio.publish import upload
+    from tiny_audio.publish import staging, upload
     from tiny_audio.publish.staging import CARD_FILE, OUR_FILES, describe_folder
     from tiny_audio.publish.verify import verify
 
     logging.disable_progress_bar()
     staged = Path("outputs") / f"push_{repo_id.replace('/', '_')}"
+    staging.check_place(staged, model_folder)
     architecture, bases = stage(model_folder, staged, repo_id, given, evaluations, merged=merged)
     heard = verify(str(staged.resolve()), bases=bases)
     typer.echo(f"{staged}: loads and transcribes without Tiny Audio.   {heard}")
@@ -195,7 +196,7 @@ def stage(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     if left_out:
-        typer.echo(f"(no part of a model, left at home: {', '.join(left_out)})")
+        typer.echo(f"(not published, left at home: {', '.join(left_out)})")
     if record.licence == records.NOT_STATED:
         typer.echo("(no licence is known for the weights, and the card says so: state one with --license)")
     return architecture, [] if architecture.is_merged else _outside_bases(architecture)

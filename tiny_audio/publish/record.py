@@ -6,6 +6,7 @@ Nothing is guessed. What nobody measured or gave stays None, and the card says s
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -82,6 +83,12 @@ class Record:
         return list(dict.fromkeys(found))
 
     @property
+    def begun_from(self) -> str | None:
+        """The Tiny Audio model that this one went on from: its hub id, or words where it is not on the hub."""
+        init_from = self.run.get("init_from")
+        return describe_model(str(init_from)) if init_from else None
+
+    @property
     def revisions(self) -> dict[str, str | None]:
         return self.run.get("run", {}).get("data_revisions") or {}
 
@@ -94,9 +101,14 @@ class Record:
 
     @property
     def licence(self) -> str:
-        """The one given, else that of the base models where they agree; `other` means that nobody has stated one."""
+        """The one given, else that of the base models where they agree; `other` means that nobody has stated one.
+
+        What another model was trained on, and what its maker allows, nobody has stated here.
+        """
         if self.given.license:
             return self.given.license
+        if self.begun_from:
+            return NOT_STATED
         found = {BASE_LICENCES.get(name) for name in self.bases}
         if not self.bases:
             return MIT if self.knows_digits_alone else NOT_STATED
@@ -105,7 +117,9 @@ class Record:
     @property
     def knows_digits_alone(self) -> bool:
         """Whether all that the model was trained on is the embedded corpus."""
-        return bool(self.train_data) and all(data.is_corpus for data in self.train_data)
+        return (
+            not self.begun_from and bool(self.train_data) and all(data.is_corpus for data in self.train_data)
+        )
 
     @property
     def train_hours(self) -> float | None:
@@ -146,8 +160,11 @@ def read_record(
 
 def find_run_folder(model_folder: Path) -> Path | None:
     """The run that made `outputs/run/model`: the folder around it, where that holds a config.yaml."""
-    around = model_folder.resolve().parent
-    return around if (around / "config.yaml").is_file() else None
+    # A linked model/ has its record around the link, or around what it points at.
+    for around in (model_folder.absolute().parent, model_folder.resolve().parent):
+        if (around / "config.yaml").is_file():
+            return around
+    return None
 
 
 def find_evaluations(model_folder: Path, run_folder: Path | None) -> tuple[list[Path], list[Path]]:
@@ -197,7 +214,7 @@ def describe_data(source: str, revision: str | None = None, default_split: str |
         split = source.removeprefix("corpus:")
         name = "spoken digits by synthetic voices, the corpus inside Tiny Audio"
         return Data(name, None, ("en",), "CC0 1.0", revision, split, is_corpus=True)
-    if not Path(source).expanduser().exists():
+    if not _expand(source).exists():
         try:
             known = find_set(source, default_split)
             if known is not None:
@@ -209,6 +226,19 @@ def describe_data(source: str, revision: str | None = None, default_split: str |
         except UserError:
             pass  # a name that means nothing any more is as good as none
     return Data("recordings that are not public")
+
+
+def describe_model(name: str) -> str:
+    """A model's name in words that may be published: a hub id that was fetched from there, never a path."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if not _expand(name).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII):
+        try:
+            if isinstance(try_to_load_from_cache(name, "config.json"), str):
+                return name
+        except ValueError:  # no name that the hub would give
+            pass
+    return "a model that is not public"
 
 
 def _listed(config: dict[str, Any], section: str, key: str) -> list[str]:
@@ -242,8 +272,15 @@ def _read_metrics(path: Path) -> dict[str, Any]:
 
 def _is_model(name: str, model_folder: Path) -> bool:
     """Whether a model's name in an evaluation means this folder (or the run around it)."""
-    folder = Path(name).expanduser().resolve()
+    folder = _expand(name).resolve()
     return model_folder.resolve() in (folder, folder / "model")
+
+
+def _expand(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # ~NAME of nobody on this machine
+        return Path(name)
 
 
 def _product(*factors: float | None) -> float | None:

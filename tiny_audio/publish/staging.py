@@ -41,6 +41,7 @@ MODEL_FILES = (
 )
 CODE_FILES = ("asr_*.py", "handler.py")
 OUR_FILES = (*MODEL_FILES, *CODE_FILES, CARD_FILE, LICENCE_FILE, REQUIREMENTS_FILE)  # what a push may replace
+STAGED_FILES = (*OUR_FILES, "__pycache__")
 # What those files import. Inference Endpoints installs this file over an image that has torch and transformers, which
 # may be older. The bounds are those of pyproject.toml.
 REQUIREMENTS = ("torch>=2.9", "transformers>=5.23,<6", "soundfile>=0.13,<1", "soxr>=0.5,<2", "numpy>=2.0,<3")
@@ -55,12 +56,33 @@ SECRETS = re.compile(
 SECRET_VARIABLES = re.compile(r"(?:_|^)(?:TOKEN|KEY|SECRET|PASSWORD)$")
 
 
+def check_place(staged: Path, model_folder: Path) -> None:
+    """Raises UserError where what is there is not of an earlier push, which a new one replaces: above all the model."""
+    place, model = staged.resolve(), model_folder.resolve()
+    if place == model or place in model.parents:
+        raise UserError(
+            f"{model_folder} lies where push writes what it publishes, and would be replaced: rename {staged}, and push"
+            " that. What an earlier --dry-run has left there is published from the model that it was made of"
+        )
+    if not staged.is_dir():
+        return
+    names = [path.name for path in staged.iterdir()]
+    if {CARD_FILE, LICENCE_FILE} - {*names} or not all(_is_one_of(name, STAGED_FILES) for name in names):
+        raise UserError(
+            f"{staged}, where push writes what it publishes, holds something else, which would be lost: rename it"
+        )
+
+
 def read_architecture(folder: Path) -> TinyAudioConfig:
     """The config of a model folder. Raises UserError for any other folder, or a newer format."""
     try:
         return read_config(str(folder))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} cannot be published: {' '.join(str(error).split())}") from error
+    except (AttributeError, TypeError) as error:  # JSON, but a list
+        raise UserError(
+            f"{folder} cannot be published: its {CONFIG_FILE} is not the config of a model"
+        ) from error
 
 
 def stage_weights(source: Path, folder: Path, merged: bool) -> tuple[TinyAudioConfig, list[str]]:
@@ -80,8 +102,9 @@ def stage_weights(source: Path, folder: Path, merged: bool) -> tuple[TinyAudioCo
         cast_weights(folder / WEIGHTS_FILE, architecture.dtype)
     _remove_paths(folder)
     names = (path.name for path in sorted(source.iterdir()))
+    written = (CARD_FILE, LICENCE_FILE)  # from the run, in place of the publisher's own
     return read_architecture(folder), [
-        name for name in names if not _is_one_of(name, (*OUR_FILES, "__pycache__"))
+        name for name in names if name in written or not _is_one_of(name, STAGED_FILES)
     ]
 
 
@@ -158,15 +181,20 @@ def link_or_copy(source: Path, target: Path) -> None:
 def cast_weights(file: Path, dtype: Any) -> None:
     """Rewrite weights whose type is not the one that the config names: float32 master weights of a bfloat16 model."""
     import torch
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file, save_file
 
     if not isinstance(dtype, torch.dtype) or not file.is_file():
         return
     names = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-    with safe_open(file, framework="pt") as weights:
-        types = {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118 (no mapping)
-        metadata = weights.metadata()
+    try:
+        with safe_open(file, framework="pt") as weights:
+            types = {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118 (no mapping)
+            metadata = weights.metadata()
+    except SafetensorError as error:
+        raise UserError(
+            f"the model's {file.name} is damaged ({error}): copy it again, whole; if git brought it, `git lfs pull`"
+        ) from error
     if types & set(names.values()) <= {names.get(dtype)}:
         return
     state = load_file(file)
@@ -178,10 +206,11 @@ def cast_weights(file: Path, dtype: Any) -> None:
 def _write_merged(source: Path, folder: Path, architecture: TinyAudioConfig) -> None:
     """LoRA is folded in float32; the result has the type that the checkpoint names."""
     import torch
+    from safetensors import SafetensorError
 
     try:
         model, processor = load_model(str(source), device="cpu", dtype=torch.float32)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{source} cannot be merged: {' '.join(str(error).split())}") from error
     merged = merge(model)
     if isinstance(architecture.dtype, torch.dtype):

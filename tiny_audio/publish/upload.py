@@ -50,6 +50,16 @@ def connect() -> tuple[Any, str]:
     return api, str(user["name"])
 
 
+def check_token() -> None:
+    """Raises UserError where the hub refuses the token. Where it cannot be asked from here, nothing is known."""
+    try:
+        connect()
+    except UserError as error:
+        status = getattr(getattr(error.__cause__, "response", None), "status_code", None)
+        if error.__cause__ is None or status in (401, 403):
+            raise
+
+
 def create(api: Any, repo_id: str, private: bool, repo_type: str = "model") -> bool:
     """Make the repository, of a model or a Gradio "space", where there is none. Returns whether it is private.
 

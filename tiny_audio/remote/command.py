@@ -16,17 +16,31 @@ import typer
 from tiny_audio.errors import UserError
 from tiny_audio.files import write_files
 from tiny_audio.remote.ssh import CONNECTION_FAILED, Host, NoConnectionError, find_program
+from tiny_audio.remote.state import TOLD
 
 # Sent through standard input into the environment of the processes over there; never in arguments or files.
 SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "RUNPOD_API_KEY")
 SETTINGS = ("RUNPOD_POD_ID", "RUNPOD_REST_BASE_URL", "RUNPOD_API_BASE_URL")
 DEFAULT_BUDGET_HOURS = 24.0
 NOT_DEPLOYED = 97
+# Exit codes of a training that leaves something to fetch: its model did not get to the hub; its budget is spent.
+FAILED_PUSH, INTERRUPTED, KILLED = 2, 130, 137
 FETCHED_FILE = "remote.json"
 
 HostOption = Annotated[str, typer.Option(help="Name or address, also user@host.", show_default=False)]
-PortOption = Annotated[int, typer.Option(min=1, max=65535, help="Of its ssh.")]
-UserOption = Annotated[str, typer.Option(help="Whom to log in as; RunPod's pods have root.")]
+PortOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=65535, help="Of its ssh. Left out: 22, or that of ~/.ssh/config.", show_default=False
+    ),
+]
+UserOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Whom to log in as. Left out: root, as in RunPod's pods, or that of ~/.ssh/config.",
+        show_default=False,
+    ),
+]
 IdentityOption = Annotated[
     Path | None, typer.Option("--identity", "-i", help="Private key, as for ssh.", show_default=False)
 ]
@@ -82,8 +96,8 @@ echo "installed with $(.venv/bin/python --version) in $PWD/.venv"
 
 def deploy_command(
     host: HostOption = ...,  # type: ignore[assignment]
-    port: PortOption = 22,
-    user: UserOption = "root",
+    port: PortOption = None,
+    user: UserOption = None,
     identity: IdentityOption = None,
     ssh_option: OptionsOption = None,
     folder: FolderOption = None,
@@ -108,7 +122,13 @@ def deploy_command(
     check_no_secrets(root, files)
     default = there.default_folder()  # the first connection, and the place to tell that there is none
     place = find_folder(there, folder or default)
-    step(1, f"{there.address} port {port}: connected; {place}")
+    step(1, f"{there.described}: connected; {place}")
+    code, running, _ = there.run(host_script(place, "running"))
+    if code == 0 and running.strip() == "yes":
+        raise UserError(
+            f"a training is running in {place}, and would go on with other code: wait for its end, --stop it, or"
+            " deploy to another --folder"
+        )
     run_shown(there, INSTALL_TOOLS, "rsync and tmux could not be installed")
     step(2, f"code: {len(files)} files of {root.name} at {commit or 'no commit'}")
     send(there, root, files, place)
@@ -128,8 +148,8 @@ def train_command(
         typer.Argument(help="key=value pairs, as for train.", metavar="[OVERRIDE]...", show_default=False),
     ] = None,
     host: HostOption = ...,  # type: ignore[assignment]
-    port: PortOption = 22,
-    user: UserOption = "root",
+    port: PortOption = None,
+    user: UserOption = None,
     identity: IdentityOption = None,
     ssh_option: OptionsOption = None,
     folder: FolderOption = None,
@@ -212,6 +232,10 @@ def train_command(
             "default_budget_hours": DEFAULT_BUDGET_HOURS,
             "linger_minutes": linger_minutes,
         }
+        if request["saves_to_hub"]:
+            from tiny_audio.publish.upload import check_token
+
+            check_token()  # tonight, when the model is to be saved, is too late
     place = find_folder(there, folder)
     words = connection_words(there, folder)
     if not chosen:
@@ -224,23 +248,33 @@ def train_command(
         typer.echo(ask(there, place, "status"), nl=False)
     elif stop:
         stop_run(there, place)
+    if logs or attach:
+        ask(there, place, "where")  # says what is missing: Tiny Audio, or a run
     if logs or attach or not (chosen or detach):
         code = show_log(there, place, "logs" if logs else "attach" if attach else "follow", words)
-        if code == 0 and not logs:
+        if code in (0, FAILED_PUSH, INTERRUPTED, KILLED) and not logs:
             fetch_results(there, place, None, False)
+        if code in (INTERRUPTED, KILLED):
+            typer.echo(f"its checkpoints:  tiny-audio remote-train {words} --fetch --checkpoints --to DIR")
         raise typer.Exit(code or 0)
 
 
 def stop_run(there: Host, place: str) -> None:
     """End the training and stop the pod, which may take the connection along."""
     ask(there, place, "where")
-    typer.echo("the training is asked to save and end: minutes, at most")
+    typer.echo(
+        "the training is asked to save and end: minutes, at most; Ctrl-C stops looking, not the stopping"
+    )
     try:
         typer.echo(ask(there, place, "stop", {"environment": passed_environment()}), nl=False)
-    except NoConnectionError:
-        typer.echo(
-            "The connection ended, as it does when a pod stops. RunPod's console shows whether it has."
-        )
+    except NoConnectionError as error:
+        typer.echo(error.output, nl=False)
+        if TOLD in error.output:
+            return
+        raise UserError(
+            "The connection ended, as it does when a pod stops; the watchdog there goes on. Look again with --status:"
+            " where nothing answers, RunPod's console shows whether the pod has stopped"
+        ) from error
 
 
 def training_request(config: str | None, overrides: list[str]) -> dict[str, Any]:
@@ -359,7 +393,7 @@ def send(there: Host, root: Path, files: list[str], place: str) -> None:
 def find_folder(there: Host, folder: str | None) -> str:
     """The folder on the host, which every script and rsync can name without quotes."""
     place = folder or there.default_folder()
-    if not re.fullmatch(r"(?:[\w.+@][\w.+@-]*|/)(?:/?[\w.+@-]+)*/?", place):
+    if not re.fullmatch(r"[\w.+@/][\w.+@/-]*", place) or "//" in place[1:]:
         raise UserError(f"--folder {place}: expected a path of letters, digits and ./_+@-, without spaces")
     return place.rstrip("/") or "/"
 
@@ -396,8 +430,10 @@ def run_shown(there: Host, script: str, problem: str) -> None:
 
 def connection_words(there: Host, folder: str | None) -> str:
     """The options that reach this host again."""
-    words = ["--host", there.name, "--port", str(there.port)]
-    if there.user != "root" and "@" not in there.name:
+    words = ["--host", there.name]
+    if there.port is not None:
+        words += ["--port", str(there.port)]
+    if there.user is not None:
         words += ["--user", there.user]
     if there.identity is not None:
         words += ["--identity", str(there.identity)]

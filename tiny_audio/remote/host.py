@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import select
 import shutil
@@ -23,12 +24,20 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tiny_audio.errors import UserError
 from tiny_audio.files import write_files
-from tiny_audio.remote.runpod import KEY_VARIABLE, POD_VARIABLE, RefusedError, find_pod
+from tiny_audio.remote.runpod import (
+    KEY_VARIABLE,
+    POD_VARIABLE,
+    Pod,
+    RefusedError,
+    find_pod,
+    find_pod_id,
+)
 from tiny_audio.remote.state import (
     CANNOT_STOP,
     DEPLOYED_FILE,
@@ -41,10 +50,12 @@ from tiny_audio.remote.state import (
     STATE,
     STATUS_FILE,
     STOP_FILE,
+    TOLD_FILE,
     WATCH_LOG_FILE,
     WATCHDOG_FILE,
     is_locked,
     last_lines,
+    pod_lock,
     read_json,
     read_run,
     read_status,
@@ -53,9 +64,11 @@ from tiny_audio.remote.state import (
 from tiny_audio.remote.watchdog import run_training, watch
 
 LARGE_RUN_GIB = 40
+# For RunPod to take the order to stop the pod, tried again after 1, 5, 15 seconds; less where it refused the key.
+TOLD_SECONDS, REFUSED_SECONDS = 60, 5
 CONTAINER_DISK_WARNING = (
     "{folder} lies on the container's disk, which RunPod erases when the pod stops, and the results with it: give the"
-    " pod a volume, which is mounted at /workspace, or set training.hub_model_id"
+    " pod a volume, which is mounted at /workspace, and put the results there, or set training.hub_model_id"
 )
 
 
@@ -66,11 +79,16 @@ def start(request: dict[str, Any]) -> None:
     STATE.mkdir(exist_ok=True)
     if is_locked("run"):
         raise UserError("a training is running on this host already: --attach, --status or --stop")
-    end_watchdog()
-    pod, usd_per_hour = find_pod(environment), request["usd_per_hour"]
+    pod, pod_id, usd_per_hour = find_pod(environment), find_pod_id(environment), request["usd_per_hour"]
+    if pod_id and is_locked(pod_lock(pod_id)):
+        raise UserError(
+            f"a training is running on the pod {pod_id} already, in another folder: when the pod is stopped for one,"
+            " the other is cut off; wait for its end, or rent another pod"
+        )
     if pod is not None:
         try:
-            usd_per_hour = usd_per_hour or float(pod.describe().get("costPerHr") or 0) or None
+            asked = price(pod.describe())  # asked in any case: a key that is refused stops nothing tonight
+            usd_per_hour = usd_per_hour or asked
         except RefusedError as error:
             if pod.key_is_users:
                 raise UserError(
@@ -78,9 +96,8 @@ def start(request: dict[str, Any]) -> None:
                     " without"
                 ) from error
             pod = None
-        # A volume is another file system than the container's; /workspace alone may be a mere folder.
-        if pod and os.stat(".").st_dev == os.stat("/").st_dev and not request["saves_to_hub"]:
-            raise UserError(CONTAINER_DISK_WARNING.format(folder=Path.cwd()))
+        if pod and is_on_container_disk(results := request["output_dir"]) and not request["saves_to_hub"]:
+            raise UserError(CONTAINER_DISK_WARNING.format(folder=Path(results).expanduser().absolute()))
     if request["budget_usd"] is not None and usd_per_hour is None:
         raise UserError("--budget-usd needs to know what an hour costs: add --usd-per-hour")
     hours = [request["budget_hours"]] if request["budget_hours"] is not None else []
@@ -93,30 +110,21 @@ def start(request: dict[str, Any]) -> None:
         "id": uuid.uuid4().hex[:12],
         "arguments": request["arguments"],
         "output_dir": request["output_dir"],
-        "pod_id": pod and pod.pod_id,
+        "on_pod": pod_id,
+        "pod_id": pod and pod.pod_id,  # one that can be stopped
         "usd_per_hour": usd_per_hour,
         "linger_seconds": 60 * request["linger_minutes"],
         "started_at": now,
         "deadline": now + 3600 * min(hours) if hours else None,
     }
+    LOG_FILE.write_text("", encoding="utf-8")
+    WATCH_LOG_FILE.write_text("", encoding="utf-8")
+    write_files({RUN_FILE: json.dumps(run, indent=1) + "\n"})
+    # Not before everything that can refuse: the watchdog of the last run may be all that will stop the pod.
+    end_watchdog()
     for file in (STATUS_FILE, STOP_FILE, PROCESSES_FILE):
         file.unlink(missing_ok=True)
-    for file in (LOG_FILE, WATCH_LOG_FILE):
-        file.write_text("", encoding="utf-8")
-    write_files({RUN_FILE: json.dumps(run, indent=1) + "\n"})
-
-    watch_environment = dict(os.environ)
-    if pod is not None:
-        watch_environment |= {KEY_VARIABLE: pod.key, POD_VARIABLE: pod.pod_id}
-    with open(WATCH_LOG_FILE, "a", encoding="utf-8") as log:
-        subprocess.Popen(
-            [sys.executable, "-m", "tiny_audio.remote.host", "watch"],
-            env=watch_environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,  # it outlives the connection
-        )
+    start_watchdog(pod)
     # A new server per run takes over the environment of this process; a running one would keep its own.
     tmux("kill-server", check=False)
     train_environment = {**os.environ, "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
@@ -139,10 +147,60 @@ def start(request: dict[str, Any]) -> None:
         env=train_environment,
     )
     wait_until(lambda: is_locked("run") or STATUS_FILE.exists(), START_SECONDS)
+    if not (is_locked("run") or STATUS_FILE.exists()):
+        raise UserError("the training did not start: --logs may say why, and --stop stops the pod")
     print(f"started: tiny-audio train {' '.join(run['arguments'])}")
     print(promise(run) if pod else CANNOT_STOP)
     if run["deadline"] and not pod:
         print(f"The training itself {budget_words(run)}.")
+
+
+def start_watchdog(pod: Pod | None) -> None:
+    """Leave `watch` behind.  Raises UserError where it does not live: nobody would stop the pod."""
+    TOLD_FILE.unlink(missing_ok=True)
+    environment = dict(os.environ)
+    if pod is not None:
+        environment |= {KEY_VARIABLE: pod.key, POD_VARIABLE: pod.pod_id}
+    with open(WATCH_LOG_FILE, "a", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tiny_audio.remote.host", "watch"],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # it outlives the connection
+        )
+
+    def watches() -> bool:
+        return is_locked("watch") and read_json(WATCHDOG_FILE).get("process") == process.pid
+
+    wait_until(lambda: watches() or process.poll() is not None, START_SECONDS)
+    if watches() or process.poll() == 0:  # without a pod to stop, it may be done already
+        return
+    process.kill()
+    said = "".join(f" ({line})" for line in last_lines(WATCH_LOG_FILE, 1))
+    bills = (
+        f"nothing stops the pod {pod.pod_id}, which bills until you do"
+        if pod
+        else "nothing would end the training"
+    )
+    raise UserError(f"the watchdog does not start{said}: {bills}")
+
+
+def is_on_container_disk(output_dir: str) -> bool:
+    """Whether results are lost with the pod: a volume is another file system, /workspace alone may be a mere folder."""
+    folder = Path(output_dir).expanduser().absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    return there.stat().st_dev == os.stat("/").st_dev
+
+
+def price(record: dict[str, Any]) -> float | None:
+    """Dollars an hour, where RunPod says so."""
+    try:
+        usd_per_hour = float(record.get("costPerHr") or 0)
+    except (TypeError, ValueError):
+        return None
+    return usd_per_hour if usd_per_hour > 0 and math.isfinite(usd_per_hour) else None
 
 
 def promise(run: dict[str, Any]) -> str:
@@ -234,26 +292,48 @@ def print_status() -> None:
         print(f"watchdog: {line}")
     for line in last_lines(LOG_FILE, 3):
         print(f"log: {line}")
-    print(f"results: {Path(run['output_dir']).resolve()}")
+    print(f"results: {Path(run['output_dir']).expanduser().resolve()}")
 
 
 def stop(request: dict[str, Any]) -> None:
-    """End the training, which saves first, and stop the pod. Where no watchdog lives, this process is it."""
+    """Have the training ended, which saves first, and the pod stopped; say how far that has come.
+
+    The watchdog does it, which needs nobody to be connected. Raises UserError: the pod is not stopped.
+    """
     os.environ.update(request["environment"])
     run = read_run()
-    pod = find_pod(dict(os.environ))
-    if is_locked("watch"):
-        STOP_FILE.touch()
-        wait_until(lambda: not is_locked("run"), SAVE_SECONDS + 30)
+    pod, pod_id = find_pod(dict(os.environ)), run["pod_id"] or find_pod_id(dict(os.environ))
+    STOP_FILE.touch()
+    refusal = ""
+    if pod is not None:
+        try:
+            pod.describe()
+        except RefusedError as error:
+            refusal = str(error)
+    # One that has the key which RunPod takes now, in place of one that has none, or that is no more.
+    if not is_locked("watch") or (pod and not refusal):
+        end_watchdog()
+        if pod is not None:
+            run["pod_id"] = pod.pod_id
+            write_files({RUN_FILE: json.dumps(run, indent=1) + "\n"})
+        start_watchdog(pod)
+    wait_until(lambda: not is_locked("run"), SAVE_SECONDS + 30)
+    if is_locked("run"):
+        print("the training has not ended yet", flush=True)
+    else:
         print(ending(run), flush=True)  # the connection goes with the pod
-        wait_until(lambda: not is_locked("watch"), 60)
-    elif is_locked("run") or pod:
-        watch(stop_now=True)
-        print(ending(run))
-    for line in last_lines(WATCH_LOG_FILE, 2):
-        print(f"watchdog: {line}")
-    if is_locked("watch"):
-        print("WARNING: THE POD IS NOT STOPPED YET: look again with --status")
+    seconds = REFUSED_SECONDS if refusal else TOLD_SECONDS
+    wait_until(lambda: TOLD_FILE.exists() or not is_locked("watch"), seconds)
+    line = "".join(last_lines(WATCH_LOG_FILE, 1))
+    if TOLD_FILE.exists() or not pod_id:
+        print(f"watchdog: {line}", flush=True)
+        return
+    if pod is None and not run["pod_id"]:
+        raise UserError(f"THE POD {pod_id} IS NOT STOPPED: set RUNPOD_API_KEY, and --stop again")
+    said = f"RUNPOD_API_KEY could not stop it ({refusal})" if refusal else f"its watchdog says: {line}"
+    raise UserError(
+        f"THE POD {pod_id} IS NOT STOPPED YET: {said}. Look again with --status, or stop it in RunPod's console"
+    )
 
 
 def prune(request: dict[str, Any]) -> None:
@@ -262,8 +342,10 @@ def prune(request: dict[str, Any]) -> None:
     gone = set(read_json(DEPLOYED_FILE).get("files", [])) - set(request["files"])
     here = Path.cwd().resolve()
     for name in sorted(gone):
-        if here in (here / name).resolve().parents:
-            (here / name).unlink(missing_ok=True)
+        path = here / name
+        if here in path.resolve().parents and (path.is_symlink() or not path.is_dir()):  # a folder by now
+            with suppress(NotADirectoryError):  # what was its folder is a file by now
+                path.unlink(missing_ok=True)
     write_files({DEPLOYED_FILE: json.dumps({"commit": request["commit"], "files": request["files"]})})
     if gone:
         print(f"removed {len(gone)} files that are no longer in the code")
@@ -311,7 +393,8 @@ def nvidia_smi() -> list[str]:
 def end_watchdog() -> None:
     """The watchdog of the last run may be about to stop the pod, on which a new run begins."""
     if is_locked("watch"):
-        os.kill(int(read_json(WATCHDOG_FILE)["process"]), signal.SIGTERM)
+        with suppress(ProcessLookupError, KeyError):
+            os.kill(int(read_json(WATCHDOG_FILE)["process"]), signal.SIGTERM)
         wait_until(lambda: not is_locked("watch"), 10)
 
 
@@ -330,6 +413,11 @@ def where() -> None:
     print(json.dumps({"id": run["id"], "output_dir": str(Path(run["output_dir"]).expanduser().resolve())}))
 
 
+def running() -> None:
+    """For deploying: whether a training uses this folder's code."""
+    print("yes" if is_locked("run") else "no")
+
+
 # What each takes: nothing, or a request from standard input.
 ACTIONS: dict[str, Callable[[], Any]] = {
     "run": run_training,
@@ -339,6 +427,7 @@ ACTIONS: dict[str, Callable[[], Any]] = {
     "logs": print_log,
     "status": print_status,
     "where": where,
+    "running": running,
 }
 REQUESTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "start": start,

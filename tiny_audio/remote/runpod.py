@@ -10,6 +10,7 @@ import http.client
 import json
 import os
 import re
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ KEY_VARIABLE, POD_VARIABLE = "RUNPOD_API_KEY", "RUNPOD_POD_ID"
 # The names of RunPod's own Python package for the second, and ours for the first: a proxy, or a test.
 REST_VARIABLE, GRAPHQL_VARIABLE = "RUNPOD_REST_BASE_URL", "RUNPOD_API_BASE_URL"
 REST_URL, GRAPHQL_URL = "https://rest.runpod.io/v1", "https://api.runpod.io"
-TIMEOUT_SECONDS = 30
+TIMEOUT_SECONDS = 30  # of a whole exchange
 # A program that was started by ssh lacks the variables that RunPod gave the pod's first process.
 FIRST_PROCESS = Path("/proc/1/environ")
 
@@ -39,31 +40,44 @@ class Pod:
     key_is_users: bool = True
 
     def describe(self) -> dict[str, Any]:
-        """The pod's record, with `costPerHr` in dollars.  Raises RefusedError: this pod could not be stopped."""
+        """The pod's record, with `costPerHr` in dollars.  Raises RefusedError: this pod could not be stopped.
+
+        An answer that does not speak of a pod, such as that of a proxy or of a maintenance, is none.
+        """
         query = f'query {{ pod(input: {{ podId: "{self.pod_id}" }}) {{ id desiredStatus costPerHr }} }}'
-        return self._ask("GET", "", query, "pod")
+        return self._ask("GET", "", query, "pod", ("id", "costPerHr"))
 
     def stop(self) -> dict[str, Any]:
-        """Stop it: billing for the GPU ends, the volume stays.  Raises RefusedError."""
+        """Ask to stop it: billing for the GPU ends, the volume stays.  Raises RefusedError."""
         query = f'mutation {{ podStop(input: {{ podId: "{self.pod_id}" }}) {{ id desiredStatus }} }}'
         return self._ask("POST", "/stop", query, "podStop")
 
-    def _ask(self, method: str, action: str, query: str, field_name: str) -> dict[str, Any]:
+    def _ask(
+        self, method: str, action: str, query: str, field_name: str, wanted: tuple[str, ...] = ()
+    ) -> dict[str, Any]:
+        """The answer of the first interface that gives one, with any of the keys `wanted`."""
+
+        def check(record: dict[str, Any]) -> dict[str, Any]:
+            if wanted and not any(record.get(key) for key in wanted):
+                raise RefusedError(_message_of(record) or "the answer says nothing about the pod")
+            return record
+
         rest = os.environ.get(REST_VARIABLE, REST_URL)
         graphql = os.environ.get(GRAPHQL_VARIABLE, GRAPHQL_URL)
         refusals = []
         try:
             url = f"{rest}/pods/{self.pod_id}{action}"
-            return _request(method, url, {"Authorization": f"Bearer {self.key}"})
+            return check(_request(method, url, {"Authorization": f"Bearer {self.key}"}))
         except RefusedError as error:
             refusals.append(f"REST: {error}")
         try:
             body = json.dumps({"query": query})
             answer = _request("POST", f"{graphql}/graphql?api_key={quote(self.key, safe='')}", {}, body)
-            record = (answer.get("data") or {}).get(field_name)
+            data = answer.get("data")
+            record = data.get(field_name) if isinstance(data, dict) else None
             if answer.get("errors") or not isinstance(record, dict):
                 raise RefusedError(_message_of(answer) or f"no {field_name} in the answer")
-            return record
+            return check(record)
         except RefusedError as error:
             refusals.append(f"GraphQL: {error}")
         raise RefusedError("; ".join(refusals).replace(self.key, "***"))
@@ -74,21 +88,26 @@ def find_pod(environment: dict[str, str]) -> Pod | None:
 
     None where either is missing.  Raises UserError where user and machine name two pods: one would stop the wrong one.
     """
-    own = _first_process()
-    given, here = environment.get(POD_VARIABLE), own.get(POD_VARIABLE)
+    pod_id = find_pod_id(environment)
+    key = environment.get(KEY_VARIABLE) or _first_process().get(KEY_VARIABLE)
+    if not pod_id or not key:
+        return None
+    return Pod(pod_id, key, key_is_users=KEY_VARIABLE in environment)
+
+
+def find_pod_id(environment: dict[str, str]) -> str | None:
+    """The pod that this machine is, whether or not there is a key that stops it.  Raises UserError as `find_pod`."""
+    given, here = environment.get(POD_VARIABLE), _first_process().get(POD_VARIABLE)
     if given and here and given != here:
         raise UserError(
             f"{POD_VARIABLE} is {given} on your side, and this host is the pod {here}: unset it, or use the right host"
         )
     pod_id = here or given
-    key = environment.get(KEY_VARIABLE) or own.get(KEY_VARIABLE)
-    if not pod_id or not key:
-        return None
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", pod_id):
+    if pod_id and not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", pod_id):
         raise UserError(
             f"{POD_VARIABLE} is {pod_id!r}: expected letters, digits and dashes, as RunPod shows them"
         )
-    return Pod(pod_id, key, key_is_users=KEY_VARIABLE in environment)
+    return pod_id
 
 
 def _first_process() -> dict[str, str]:
@@ -101,6 +120,27 @@ def _first_process() -> dict[str, str]:
 
 
 def _request(method: str, url: str, headers: dict[str, str], body: str | None = None) -> dict[str, Any]:
+    """`_exchange`, for as long as TIMEOUT_SECONDS: an answer that drips in would hold up the watchdog for ever."""
+    results: list[dict[str, Any] | RefusedError] = []
+
+    def work() -> None:
+        try:
+            results.append(_exchange(method, url, headers, body))
+        except RefusedError as error:
+            results.append(error)
+        except Exception as error:
+            results.append(RefusedError(f"{urlsplit(url).hostname} cannot be asked ({type(error).__name__})"))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(TIMEOUT_SECONDS)
+    result = results[0] if results else RefusedError(f"no whole answer within {TIMEOUT_SECONDS} seconds")
+    if isinstance(result, RefusedError):
+        raise result
+    return result
+
+
+def _exchange(method: str, url: str, headers: dict[str, str], body: str | None) -> dict[str, Any]:
     """One exchange without redirects: the key goes nowhere but to the address that was named."""
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
@@ -118,10 +158,12 @@ def _request(method: str, url: str, headers: dict[str, str], body: str | None = 
     try:
         answer = json.loads(text) if text.strip() else {}
     except ValueError:
-        answer = {}
-    answer = answer if isinstance(answer, dict) else {}
+        answer = None
     if not 200 <= response.status < 300:
-        raise RefusedError(f"{response.status} {_message_of(answer) or response.reason}".strip())
+        said = _message_of(answer) if isinstance(answer, dict) else ""
+        raise RefusedError(f"{response.status} {said or response.reason}".strip())
+    if not isinstance(answer, dict):  # a page that says "back soon", with the status of success
+        raise RefusedError(f"{parts.hostname} answers {response.status} with something other than JSON")
     return answer
 
 

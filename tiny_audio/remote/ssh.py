@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import getpass
 import re
 import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from tiny_audio.errors import UserError
@@ -21,16 +23,20 @@ DEFAULT_FOLDER = (
 
 
 class NoConnectionError(UserError):
-    """ssh did not connect, or the connection broke."""
+    """ssh did not connect, or the connection broke, after `output` had come."""
+
+    def __init__(self, message: str, output: str = "") -> None:
+        super().__init__(message)
+        self.output = output
 
 
 @dataclass(frozen=True)
 class Host:
-    """Where to, and how. `options` are those of ssh's -o."""
+    """Where to, and how. `options` are those of ssh's -o; what is None is ssh's own affair (~/.ssh/config)."""
 
     name: str
-    port: int
-    user: str
+    port: int | None
+    user: str | None
     identity: Path | None = None
     options: tuple[str, ...] = ()
 
@@ -47,14 +53,33 @@ class Host:
         if self.identity is not None and not self.identity.is_file():
             raise UserError(f"--identity {self.identity}: there is no such file")
 
+    @cached_property
+    def settings(self) -> dict[str, str]:
+        """What ssh makes of the name: hostname, user, port and more; nothing where it does not say."""
+        result = subprocess.run([*self.ssh(), "-G", "--", self.name], capture_output=True, text=True)
+        pairs = (line.partition(" ") for line in result.stdout.splitlines())
+        return {name: value for name, _, value in pairs}
+
     @property
     def address(self) -> str:
-        return self.name if "@" in self.name else f"{self.user}@{self.name}"
+        """With root, as in pods, where nobody says who: neither the user nor ~/.ssh/config."""
+        if "@" in self.name:
+            return self.name
+        if self.user is None:
+            named = self.settings.get("hostname", self.name).lower() != self.name.lower()
+            if named or self.settings.get("user", getpass.getuser()) != getpass.getuser():
+                return self.name
+        return f"{self.user or 'root'}@{self.name}"
+
+    @property
+    def described(self) -> str:
+        """For the user."""
+        return f"{self.address} port {self.port or self.settings.get('port', 22)}"
 
     @property
     def rsync_address(self) -> str:
-        user, _, name = self.address.rpartition("@")
-        return f"{user}@[{name}]" if ":" in name else self.address
+        user, at, name = self.address.rpartition("@")
+        return f"{user}{at}[{name}]" if ":" in name else self.address
 
     def ssh(self) -> list[str]:
         """The ssh command, up to the host.
@@ -69,7 +94,8 @@ class Host:
             "ServerAliveInterval=15",
             "ServerAliveCountMax=4",
         ]
-        return [find_program("ssh"), "-p", str(self.port), *identity, *(f"-o{each}" for each in settings)]
+        port = [] if self.port is None else ["-p", str(self.port)]
+        return [find_program("ssh"), *port, *identity, *(f"-o{each}" for each in settings)]
 
     def command(self, script: str) -> list[str]:
         """A command line that runs a POSIX shell script over there, whatever the user's login shell is."""
@@ -80,17 +106,18 @@ class Host:
         result = subprocess.run(self.command(script), input=stdin.encode(), capture_output=True)
         output, problems = (stream.decode("utf-8", "replace") for stream in (result.stdout, result.stderr))
         if result.returncode == CONNECTION_FAILED:
-            raise NoConnectionError(self.explain(problems))
+            raise NoConnectionError(self.explain(problems), output)
         return result.returncode, output, problems
 
     def explain(self, problems: str) -> str:
         """Why ssh did not connect, in one line, with what to do."""
         lines = [line.strip() for line in problems.splitlines() if line.strip()]
         advice = next((advice for sign, advice in ADVICE.items() if sign in problems), ADVICE[""])
-        known_as = self.name.rpartition("@")[2]
-        known_as = known_as if self.port == 22 else f"[{known_as}]:{self.port}"
+        known_as = self.settings.get("hostname", self.name.rpartition("@")[2])
+        port = self.port or int(self.settings.get("port", 22))
+        known_as = known_as if port == 22 else f"[{known_as}]:{port}"
         said = lines[-1] if lines else "ssh said nothing"
-        return f"no connection to {self.address} port {self.port}: {said}. {advice.format(known_as=known_as)}"
+        return f"no connection to {self.described}: {said}. {advice.format(known_as=known_as)}"
 
     def rsync(self, arguments: Sequence[str], stdin: bytes = b"") -> str:
         """Run rsync with this host's ssh, and give what it printed.  Raises UserError."""

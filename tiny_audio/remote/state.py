@@ -21,11 +21,14 @@ STATE = Path(".remote")
 RUN_FILE, STATUS_FILE, STOP_FILE = STATE / "run.json", STATE / "status.json", STATE / "stop"
 LOG_FILE, WATCH_LOG_FILE, DEPLOYED_FILE = STATE / "train.log", STATE / "watchdog.log", STATE / "deployed.json"
 PROCESSES_FILE, WATCHDOG_FILE = STATE / "processes.json", STATE / "watchdog.json"
+TOLD, TOLD_FILE = "is told to stop", STATE / "told"  # RunPod has taken the order to stop the pod
 POLL_SECONDS = 0.5
 START_SECONDS = 60
 LOCK_SECONDS = 2
 # Before the budget is spent the training is interrupted; it finishes its step and saves a checkpoint in this time.
 SAVE_SECONDS, SAVE_SHARE = 300.0, 0.1
+# A pod that was told to stop ends the watchdog with it. One that is alive after this time is told again.
+STOPPED_SECONDS = 180.0
 CANNOT_STOP = (
     "WARNING: THIS MACHINE CANNOT BE STOPPED FROM HERE, and bills until you stop it yourself: no RUNPOD_API_KEY, or no"
     " RUNPOD_POD_ID. Set both to have the pod stopped when the run ends or its budget is spent."
@@ -34,7 +37,10 @@ CANNOT_STOP = (
 
 @contextmanager
 def lock(name: str) -> Iterator[None]:
-    """Held while this process lives. Raises UserError: another process has it."""
+    """Held while this process lives. Raises UserError: another process has it.
+
+    `name` is that of a lock of this folder, or the one that `pod_lock` gives.
+    """
     with open(STATE / f"{name}.lock", "w", encoding="utf-8") as file:
         end = time.monotonic() + LOCK_SECONDS
         while True:
@@ -57,6 +63,11 @@ def is_locked(name: str) -> bool:
     except BlockingIOError:
         return True
     return False
+
+
+def pod_lock(pod_id: str) -> str:
+    """The lock that a training holds on its whole pod: stopped for one, it would be stopped under another too."""
+    return str(Path(os.environ.get("TMPDIR", "/tmp")) / f"tiny-audio-{pod_id}")
 
 
 def kill_group(leader: int) -> None:

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from typing import Any
 
 from tiny_audio.files import write_files
 from tiny_audio.remote.runpod import Pod, RefusedError, find_pod
@@ -22,10 +23,14 @@ from tiny_audio.remote.state import (
     START_SECONDS,
     STATUS_FILE,
     STOP_FILE,
+    STOPPED_SECONDS,
+    TOLD,
+    TOLD_FILE,
     WATCHDOG_FILE,
     is_locked,
     kill_group,
     lock,
+    pod_lock,
     read_json,
     read_run,
     read_status,
@@ -40,7 +45,11 @@ def run_training() -> None:
     run = read_run()
     arguments = [sys.executable, "-m", "tiny_audio", "train", *run["arguments"]]
     secrets = [os.environ[name] for name in run_secrets() if len(os.environ.get(name, "")) >= 8]
-    with lock("run"), open(LOG_FILE, "a", encoding="utf-8") as log:
+    with ExitStack() as held:
+        held.enter_context(lock("run"))
+        if run.get("on_pod"):
+            held.enter_context(lock(pod_lock(run["on_pod"])))
+        log = held.enter_context(open(LOG_FILE, "a", encoding="utf-8"))
         child = subprocess.Popen(
             arguments,
             stdin=subprocess.DEVNULL,
@@ -72,62 +81,90 @@ def run_secrets() -> list[str]:
     return [name for name in os.environ if name.endswith(("_TOKEN", "_KEY", "_SECRET", "_PASSWORD"))]
 
 
-def watch(stop_now: bool = False) -> None:
-    """Wait for the end of the run, or bring it about when the budget is spent; then stop the pod."""
+def watch() -> None:
+    """Wait for the end of the run, or bring it about when the budget is spent; then stop the pod.
+
+    Whatever goes wrong on the way, the pod is stopped; only SIGTERM, which calls the watchdog off, ends it before.
+    """
     run, pod = read_run(), find_pod(dict(os.environ))
+    with lock("watch"):
+        with suppress(OSError):  # a full disk
+            write_files({WATCHDOG_FILE: json.dumps({"process": os.getpid()})})
+        say(f"watching the run {run['id']}; the pod: {pod.pod_id if pod else 'none that can be stopped'}")
+        try:
+            see_to_the_end(run)
+            say("the training has ended")
+            linger(run, pod)
+        except Exception as error:
+            say(f"the watchdog stumbled ({error!r}): the training is interrupted, which saves a checkpoint")
+            with suppress(Exception):
+                signal_run(signal.SIGINT)
+                wait_until(lambda: not is_locked("run"), SAVE_SECONDS)
+        finally:
+            if pod is None:
+                say(CANNOT_STOP)
+            else:
+                stop_pod(pod)
+
+
+def see_to_the_end(run: dict[str, Any]) -> None:
+    """Returns when the training has ended, by itself or by us: its budget is spent, or --stop was asked for."""
     deadline = run["deadline"] or float("inf")
     budget = deadline - run["started_at"]
     interrupt_at = deadline - min(SAVE_SECONDS, SAVE_SHARE * budget) if run["deadline"] else deadline
     seen, interrupted = False, False
-    with lock("watch"):
-        write_files({WATCHDOG_FILE: json.dumps({"process": os.getpid()})})
-        if stop_now:
-            STOP_FILE.touch()
-        say(f"watching the run {run['id']}; the pod: {pod.pod_id if pod else 'none that can be stopped'}")
-        while True:
-            alive = is_locked("run")
-            seen = seen or alive or PROCESSES_FILE.exists()  # it may have come and gone between two looks
-            if read_status(run) or (not alive and (seen or time.time() > run["started_at"] + START_SECONDS)):
-                break
-            asked = STOP_FILE.exists()
-            if alive and not interrupted and (asked or time.time() >= interrupt_at):
-                say("stop was asked for" if asked else "the budget is nearly spent")
-                say("interrupting the training, which saves a checkpoint")
-                interrupted = signal_run(signal.SIGINT)
-                if asked:
-                    deadline = min(deadline, time.time() + SAVE_SECONDS)
-            if time.time() >= deadline:
-                say("the training has not ended in time and is killed")
-                signal_run(signal.SIGTERM)
-                wait_until(lambda: not is_locked("run"), 10)
-                break
-            time.sleep(POLL_SECONDS)
-        if not read_status(run):  # the process in tmux was killed: what it started must not go on
-            kill_group(read_json(PROCESSES_FILE).get("training", 0))
-        say("the training has ended")
-        linger_until = min(time.time() + run["linger_seconds"], run["deadline"] or float("inf"))
-        while pod and time.time() < linger_until and not STOP_FILE.exists():
-            time.sleep(POLL_SECONDS)
-        if pod is None:
-            say(CANNOT_STOP)
-        else:
-            stop_pod(pod)
+    while True:
+        alive = is_locked("run")
+        seen = seen or alive or PROCESSES_FILE.exists()  # it may have come and gone between two looks
+        if read_status(run) or (not alive and (seen or time.time() > run["started_at"] + START_SECONDS)):
+            break
+        asked = STOP_FILE.exists()
+        if alive and not interrupted and (asked or time.time() >= interrupt_at):
+            say("stop was asked for" if asked else "the budget is nearly spent")
+            say("interrupting the training, which saves a checkpoint")
+            interrupted = signal_run(signal.SIGINT)
+            if asked:
+                deadline = min(deadline, time.time() + SAVE_SECONDS)
+        if time.time() >= deadline:
+            say("the training has not ended in time and is killed")
+            signal_run(signal.SIGTERM)
+            wait_until(lambda: not is_locked("run"), 10)
+            break
+        time.sleep(POLL_SECONDS)
+    if not read_status(run):  # the process in tmux was killed: what it started must not go on
+        kill_group(read_json(PROCESSES_FILE).get("training", 0))
+
+
+def linger(run: dict[str, Any], pod: Pod | None) -> None:
+    """Time to fetch the results, and to the end of another folder's training, which the stop would cut off."""
+    linger_until = min(time.time() + run["linger_seconds"], run["deadline"] or float("inf"))
+    while pod and not STOP_FILE.exists():
+        if is_locked(pod_lock(pod.pod_id)) and not is_locked("run"):
+            linger_until = time.time() + run["linger_seconds"]
+        elif time.time() >= linger_until:
+            break
+        time.sleep(POLL_SECONDS)
 
 
 def stop_pod(pod: Pod) -> None:
-    """Ask until RunPod says yes: a pod that is not stopped bills through the night."""
+    """Ask until the pod is gone, and this process with it: a pod that is not stopped bills through the night."""
     waits = iter(RETRY_SECONDS)
-    wait = 0
+    wait: float = 0
     while True:
         try:
             pod.stop()
-        except RefusedError as error:
+        except Exception as error:
             wait = next(waits, wait)
-            say(f"THE POD IS NOT STOPPED: {error}; trying again in {wait} seconds")
-            time.sleep(wait)
+            said = str(error) if isinstance(error, RefusedError) else repr(error).replace(pod.key, "***")
+            say(f"THE POD IS NOT STOPPED: {said}; trying again in {wait:g} seconds")
         else:
-            say(f"the pod {pod.pod_id} is told to stop")
-            return
+            say(f"the pod {pod.pod_id} {TOLD}")
+            with suppress(OSError):
+                TOLD_FILE.touch()
+            waits, wait = iter(RETRY_SECONDS), STOPPED_SECONDS
+        time.sleep(wait)
+        if wait == STOPPED_SECONDS:
+            say(f"THE POD IS STILL THERE {wait:g} seconds after it was told to stop: it is told again")
 
 
 def signal_run(number: int) -> bool:
@@ -138,4 +175,5 @@ def signal_run(number: int) -> bool:
 
 
 def say(text: str) -> None:
-    print(time.strftime("%Y-%m-%d %H:%M:%S"), text, flush=True)
+    with suppress(OSError):  # a full disk must not keep the watchdog from its work
+        print(time.strftime("%Y-%m-%d %H:%M:%S"), text, flush=True)

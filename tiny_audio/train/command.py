@@ -96,6 +96,7 @@ def train(
         typer.echo(
             f"{metrics['unusable_clips']:,} clips could not be used: {result.folder / UNUSABLE_FILE} says why"
         )
+    problem = None
     if config.training.hub_model_id:
         from tiny_audio.publish.background import push_final
 
@@ -115,6 +116,8 @@ def train(
         )
     else:
         typer.echo(f"next:  tiny-audio transcribe {result.model_folder} my.wav")
+    if problem is not None:
+        raise typer.Exit(2)  # a machine that is erased at the end counts on the hub
 
 
 def cache_features(
