@@ -66,7 +66,12 @@ def test_no_recordings_are_left_when_the_terminal_is_closed(tmp_path: Path) -> N
     environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary"), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tiny_audio", "demo", str(tmp_path / "model"), "--port", "0"]
     demo = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests may run under nohup
     )
     assert demo.stdout is not None and "open http" in demo.stdout.readline()
     assert list((tmp_path / "temporary").glob("tiny-audio-demo-*"))

@@ -423,9 +423,7 @@ def _check_together(config: DictConfig) -> None:
             f"data.min_seconds={data.min_seconds} must be below data.max_seconds={data.max_seconds}"
         )
     if config.ctc.alone_share and not (config.ctc.weight or config.ctc.embedding_weight):
-        raise UserError(
-            "ctc.alone_share needs ctc.weight or ctc.embedding_weight above 0: nothing else trains then"
-        )
+        raise UserError("ctc.alone_share needs ctc.weight or ctc.embedding_weight: nothing else trains then")
     if model.prompt.count("<audio>") != 1:
         raise UserError(f'model.prompt="{model.prompt}": expected exactly one <audio>, where the clip goes')
     resume = config.training.resume

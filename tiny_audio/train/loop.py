@@ -349,7 +349,7 @@ class Trainer:
         """
         index, every = self.accelerator.process_index, self.accelerator.num_processes
         behind = batch["batch_index"] - index + every
-        place = torch.tensor([[-batch["turn"], batch["epoch"], behind]], device=self._count_device())
+        place = torch.tensor([[-batch.get("turn", 0), batch["epoch"], behind]], device=self._count_device())
         if every > 1:
             place = self.accelerator.gather(place)
         _, self.progress.epoch, self.progress.batch = max(map(tuple, place.tolist()))
