@@ -116,7 +116,7 @@ class BatchReader(Dataset):
                 try:
                     read = self._read_example(clip, plan.hearing, source, utterance)
                 except ValueError as error:  # of the processor, on audio that is not what its row says
-                    read = Problem(utterance.id, str(error))
+                    read = _problem(utterance, error)
                 if isinstance(read, Problem):
                     problems.append(read)
                     continue
@@ -203,7 +203,7 @@ class BatchReader(Dataset):
             waveform = source.read(utterance, self._max_seconds)
         # OSError and ValueError: what decoders and parquet readers raise for damaged data.
         except (OSError, ValueError) as error:
-            return Problem(utterance.id, " ".join(str(error).split()))
+            return _problem(utterance, error)
         seconds = len(waveform) / SAMPLING_RATE
         if utterance.seconds is not None and differs(seconds, utterance.seconds):
             # Batches and splices are planned by what is stated, and half a recording has half of its transcript.
@@ -214,6 +214,11 @@ class BatchReader(Dataset):
 
     def _utterance(self, row: int) -> tuple[Source, Utterance]:
         return find_utterance(self._sources, self._starts, row)
+
+
+def _problem(utterance: Utterance, error: Exception) -> Problem:
+    """On one line: reports and `unusable.txt` have one for each."""
+    return Problem(utterance.id, " ".join(str(error).split()))
 
 
 def differs(seconds: float, stated: float) -> bool:
