@@ -462,3 +462,23 @@ def test_names_and_limits(checkpoint: Path) -> None:
     defaults = {name: value.default for name, value in signature(command.serve_command).parameters.items()}
     assert defaults["max_upload_megabytes"] * 1e6 == handler.MAX_UPLOAD_BYTES
     assert defaults["max_audio_seconds"] == handler.MAX_SECONDS
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_answers_do_not_wait_for_the_client_to_acknowledge_their_first_packet(host: str) -> None:
+    async def accepted_option() -> int:
+        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        async def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connection = writer.get_extra_info("socket")
+            found.set_result(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        listener = command.bind(host, 0)
+        async with await asyncio.start_server(accept, sock=listener):
+            _, writer = await asyncio.open_connection(*listener.getsockname()[:2])
+            option = await found
+            writer.close()
+        return option
+
+    assert asyncio.run(accepted_option())
