@@ -81,7 +81,7 @@ def test_what_was_not_measured_is_not_stated(run_folder: Path) -> None:
     assert "| audio heard, with repetition | 0.5 h |" in text
     assert "co2_eq_emissions" not in read_metadata(text)
     nothing_known = Record(adapter(), [], Given())
-    assert render_card(nothing_known, NAME).count("not measured |") == 9
+    assert render_card(nothing_known, NAME).count("not measured |") == 10
     assert "Not measured yet." in render_card(nothing_known, NAME)
 
 
@@ -92,6 +92,18 @@ def test_given_figures_state_their_assumptions(run_folder: Path) -> None:
     assert "| energy | 0.3 kWh, at 300 W, as given by the publisher |" in text
     assert "| CO2 | 120 g, at 400 g a kWh, as given by the publisher |" in text
     assert read_metadata(text)["co2_eq_emissions"]["emissions"] == pytest.approx(120)
+
+
+def test_what_is_paid_for_is_the_whole_run(run_folder: Path) -> None:
+    record = record_of(run_folder, Given(watts=300))
+    metrics = {**record.metrics, "run_seconds": 7200.0}
+    run = {**record.run, "training": {**record.run["training"], "usd_per_hour": 0.25}}
+    text = render_card(replace(record, metrics=metrics, run=run), NAME)
+    assert "| time in training steps | 3,600 s (1.00 h) |\n| time of the whole run | 7,200 s (2.00 h) |" in text
+    assert "| cost | 0.5 USD, at 0.25 USD an hour, as given by the publisher |" in text
+    assert "| energy | 0.6 kWh, at 300 W, as given by the publisher |" in text
+    assert "training steps alone" not in " ".join(text.split())
+    assert "training steps alone" in " ".join(render_card(record, NAME).split())
 
 
 def test_metadata_of_an_adapter(run_folder: Path) -> None:

@@ -79,7 +79,9 @@ def test_a_run_says_how_it_uses_its_machine(tmp_path: Path, monkeypatch: pytest.
     last = lines[-1]
     assert last["train_seconds"] + 2 < last["dollars"] < between - began
     figures = json.loads((folder / "metrics.json").read_text())
-    assert last["dollars"] < figures["dollars"] == figures["wall_seconds"] < between - began
+    assert last["dollars"] < figures["dollars"] == figures["run_seconds"] < between - began
+    computed = figures["audio_seconds"] / figures["rtfx"]
+    assert figures["wall_seconds"] == pytest.approx(computed, abs=0.01), "those of the evaluation alone"
 
     run(settings(speech, folder, *options, "training.resume=true", "training.max_steps=7"))
     again = json.loads((folder / "metrics.json").read_text())

@@ -169,7 +169,7 @@ def describe_source(data: Data) -> str:
 def training_facts(record: Record) -> list[tuple[str, str]]:
     """The rows of the card's table of training: what was measured or given, and "not measured" for the rest."""
     given, metrics = record.given, record.metrics
-    hours, steps = record.train_hours, metrics.get("steps")
+    steps = metrics.get("steps")
     run = record.run.get("run", {})
     max_steps = record.run.get("training", {}).get("max_steps")
     packages = ", ".join(f"{name} {version}" for name, version in (run.get("packages") or {}).items())
@@ -178,14 +178,19 @@ def training_facts(record: Record) -> list[tuple[str, str]]:
         "steps": f"{steps:,}" if steps is not None else going_on,
         "audio heard, with repetition": _amount(metrics.get("audio_hours"), "h"),
         "hardware": metrics.get("hardware") or run.get("hardware"),
-        "time in training steps": None if hours is None else f"{3600 * hours:,.0f} s ({hours:.2f} h)",
-        "cost": _amount(record.cost_usd, "USD", given.usd_per_hour, "USD an hour"),
+        "time in training steps": _duration(record.train_hours),
+        "time of the whole run": _duration(record.run_hours if "run_seconds" in metrics else None),
+        "cost": _amount(record.cost_usd, "USD", record.usd_per_hour, "USD an hour"),
         "energy": _amount(record.energy_kwh, "kWh", given.watts, "W"),
         "CO2": _amount(record.co2_grams, "g", given.co2_grams_per_kwh, "g a kWh"),
         "code": f"Tiny Audio at commit {run['git_hash']}" if run.get("git_hash") else None,
         "packages": packages or None,
     }
     return [(name, value or NOT_MEASURED) for name, value in facts.items()]
+
+
+def _duration(hours: float | None) -> str | None:
+    return None if hours is None else f"{3600 * hours:,.0f} s ({hours:.2f} h)"
 
 
 def _amount(value: float | None, unit: str, given: float | None = None, given_unit: str = "") -> str | None:

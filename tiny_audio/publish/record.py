@@ -123,16 +123,30 @@ class Record:
 
     @property
     def train_hours(self) -> float | None:
+        """Hours inside training steps."""
         seconds = self.metrics.get("train_seconds")
         return None if seconds is None else seconds / 3600
 
     @property
+    def run_hours(self) -> float | None:
+        """Hours that the machine was needed for, waiting and evaluations included; older runs knew those of steps alone."""
+        seconds = self.metrics.get("run_seconds")
+        return self.train_hours if seconds is None else seconds / 3600
+
+    @property
+    def usd_per_hour(self) -> float | None:
+        """What the publisher gives, else what the run was told."""
+        if self.given.usd_per_hour is not None:
+            return self.given.usd_per_hour
+        return self.run.get("training", {}).get("usd_per_hour")
+
+    @property
     def cost_usd(self) -> float | None:
-        return _product(self.given.usd_per_hour, self.train_hours)
+        return _product(self.usd_per_hour, self.run_hours)
 
     @property
     def energy_kwh(self) -> float | None:
-        return _product(self.given.watts, self.train_hours, 1e-3)
+        return _product(self.given.watts, self.run_hours, 1e-3)
 
     @property
     def co2_grams(self) -> float | None:
