@@ -99,7 +99,9 @@ def test_what_is_paid_for_is_the_whole_run(run_folder: Path) -> None:
     metrics = {**record.metrics, "run_seconds": 7200.0}
     run = {**record.run, "training": {**record.run["training"], "usd_per_hour": 0.25}}
     text = render_card(replace(record, metrics=metrics, run=run), NAME)
-    assert "| time in training steps | 3,600 s (1.00 h) |\n| time of the whole run | 7,200 s (2.00 h) |" in text
+    assert (
+        "| time in training steps | 3,600 s (1.00 h) |\n| time of the whole run | 7,200 s (2.00 h) |" in text
+    )
     assert "| cost | 0.5 USD, at 0.25 USD an hour, as given by the publisher |" in text
     assert "| energy | 0.6 kWh, at 300 W, as given by the publisher |" in text
     assert "training steps alone" not in " ".join(text.split())

@@ -129,7 +129,7 @@ class Record:
 
     @property
     def run_hours(self) -> float | None:
-        """Hours that the machine was needed for, waiting and evaluations included; older runs knew those of steps alone."""
+        """Hours with waiting and evaluations; older runs knew those of training steps alone."""
         seconds = self.metrics.get("run_seconds")
         return self.train_hours if seconds is None else seconds / 3600
 

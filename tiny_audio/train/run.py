@@ -225,7 +225,10 @@ def _finish(
         write_results(result, folder)
         write_page([result], folder / PAGE_FILE, audio_reader(result, test))
         metrics = {**metrics_record(result), **metrics}
-    metrics |= {**trainer.dollars(), "run_seconds": progress.wall_seconds}  # `wall_seconds` are the evaluation's
+    metrics |= {
+        **trainer.dollars(),
+        "run_seconds": progress.wall_seconds,
+    }  # `wall_seconds` are the evaluation's
     write_files({folder / "metrics.json": json.dumps(metrics, indent=2) + "\n"})
     return RunResult(folder, model_folder, metrics, result, previous)
 
