@@ -113,6 +113,19 @@ def test_merged_agrees_with_adapter_and_stands_alone(
     assert torch.equal(logits(merge(model), processor), logits(merged, merged_processor))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adapters_are_folded_for_inference_where_nothing_is_lost(
+    bases: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    folder = save(*adapter_model(bases, monkeypatch), tmp_path / "m")
+    plain, processor = load_model(str(folder), device="cpu", dtype=dtype)
+    model, _ = load_model(str(folder), device="cpu", dtype=dtype, inference_only=True)
+    folded = dtype == torch.float32
+    assert any("lora_" in name for name in model.state_dict()) != folded
+    assert (model.config.decoder_lora is None) == folded
+    assert torch.allclose(logits(plain, processor), logits(model, processor), atol=1e-4)
+
+
 def test_another_base_is_noticed(
     bases: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -98,7 +98,7 @@ class TinyAudioProvider:
         logging.disable_progress_bar()  # a bar of its own for reading a few megabytes
         checkpoint = resolve_model_path(location)
         try:
-            loaded = load_model(checkpoint, device=device)
+            loaded = load_model(checkpoint, device=device, inference_only=True)
         except SafetensorError as error:
             raise UserError(
                 f"The weights of {model} are damaged ({error}); copy or train the model again."

@@ -233,15 +233,20 @@ def load_adapter(
 def merge(model: Any) -> Any:
     """A copy of `model` that stands alone: LoRA folded in (in float32), all weights in the checkpoint."""
     merged = copy.deepcopy(model)
+    fold_adapters(merged)
+    merged.config.encoder_in_checkpoint = merged.config.decoder_in_checkpoint = True
+    return merged
+
+
+def fold_adapters(model: Any) -> None:
+    """Adds LoRA to the weights of both towers in place; what is saved after that is no adapter any more."""
     for tower, lora in (
-        (merged.model.audio_tower, merged.config.encoder_lora),
-        (merged.model.language_model, merged.config.decoder_lora),
+        (model.model.audio_tower, model.config.encoder_lora),
+        (model.model.language_model, model.config.decoder_lora),
     ):
         if lora:
             fold_lora(tower)
-    merged.config.encoder_lora = merged.config.decoder_lora = None
-    merged.config.encoder_in_checkpoint = merged.config.decoder_in_checkpoint = True
-    return merged
+    model.config.encoder_lora = model.config.decoder_lora = None
 
 
 def read_config(path_or_id: str) -> TinyAudioConfig:
@@ -257,12 +262,16 @@ def read_config(path_or_id: str) -> TinyAudioConfig:
     return TinyAudioConfig.from_pretrained(path_or_id)
 
 
-def load_model(path_or_id: str, device: str = "auto", dtype: torch.dtype | None = None) -> tuple[Any, Any]:
+def load_model(
+    path_or_id: str, device: str = "auto", dtype: torch.dtype | None = None, inference_only: bool = False
+) -> tuple[Any, Any]:
     """A checkpoint with the package's own classes: model (in eval mode) and processor.
 
     Args:
         path_or_id: folder or hub id. device: "auto" (cuda, mps or cpu, whichever is there first) or a torch device.
         dtype: None for the checkpoint's own.
+        inference_only: fold LoRA in, which saves a tenth of the time, where weights are float32: in fewer bits most of
+            an update would be rounded away.
 
     Raises:
         OSError: something cannot be found.  ValueError: it is not a Tiny Audio model, or its weights do not fit.
@@ -275,6 +284,8 @@ def load_model(path_or_id: str, device: str = "auto", dtype: torch.dtype | None 
     AutoConfig.register(TinyAudioConfig.model_type, TinyAudioConfig, exist_ok=True)
     model = TinyAudioForConditionalGeneration.from_pretrained(path_or_id, dtype=dtype or "auto")
     processor = TinyAudioProcessor.from_pretrained(path_or_id)
+    if inference_only and model.dtype == torch.float32:
+        fold_adapters(model)
     return model.to(pick_device(device)).eval(), processor
 
 
