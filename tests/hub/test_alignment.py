@@ -112,11 +112,11 @@ def test_words_end_behind_their_spikes_and_never_in_the_next_word() -> None:
     )  # 0.2 s behind its own
 
 
-@pytest.mark.parametrize("loudness", [1.0, 0.01])
-def test_a_waveform_puts_the_edges_where_the_sound_is(loudness: float) -> None:
+@pytest.mark.parametrize(("loudness", "offset"), [(1.0, 0.0), (0.01, 0.0), (0.01, 0.05)])
+def test_a_waveform_puts_the_edges_where_the_sound_is(loudness: float, offset: float) -> None:
     spans = ((0.31, 0.83), (1.14, 1.47))
     spikes = spiky({20: "o", 24: "h", 34: " ", 62: "n", 66: "o"}, 100)[None]
-    waveform = loudness * tone(32_000, *spans)
+    waveform = loudness * tone(32_000, *spans) + offset
     arguments = (spikes, torch.tensor([100]), ["oh no"], VOCABULARY, FRAME_SECONDS)
     words = align_words(*arguments, waveforms=[waveform])[0]
     assert_well_formed(words, "oh no", 2.0)

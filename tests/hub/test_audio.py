@@ -146,7 +146,7 @@ def test_a_flac_that_declares_a_thousand_hours_is_read_to_its_end(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         assert len(load_audio(flac_that_declares((1 << 36) - 1))) == 16000
-    assert "ends after 1.00 of its 4294967.30 s" in caplog.text
+    assert "ends after 1.00 s of its 4294967.30 s" in caplog.text
 
 
 def no_samples() -> bytes:

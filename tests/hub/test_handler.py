@@ -72,6 +72,8 @@ def test_bytes_and_base64_give_the_pipelines_text(handler: EndpointHandler, form
         text64(data),
         base64.encodebytes(data).decode(),  # with line breaks
         "data:audio/x;base64," + text64(data),
+        " data:audio/x;base64," + text64(data),
+        base64.urlsafe_b64encode(data).decode(),
         "DATA:audio/wav;codecs=1;BASE64," + text64(data),
     ]
     for inputs in spellings:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import gc
+import io
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from tests.hub.recordings import (
@@ -25,8 +28,16 @@ from tests.hub.recordings import (
 )
 from tests.tiny_models import SAMPLING_RATE, noise, randomize, tiny_model
 from tiny_audio.hub.asr_alignment import TimedWord
-from tiny_audio.hub.asr_audio import AudioError
-from tiny_audio.hub.asr_longform import Piece, Problem, Recogniser, Recognition, merge, transcribe_waveforms
+from tiny_audio.hub.asr_audio import AudioError, read_blocks
+from tiny_audio.hub.asr_longform import (
+    Piece,
+    Problem,
+    Recogniser,
+    Recognition,
+    TextStream,
+    merge,
+    transcribe_waveforms,
+)
 from tiny_audio.hub.asr_windows import Window
 
 WINDOW_SECONDS = 6.0
@@ -188,6 +199,27 @@ def test_what_cannot_be_recognised_is_reported_and_the_rest_is_kept() -> None:
     outside = [w.text for w in truth if not problem.start <= (w.start + w.end) / 2 <= problem.end]
     assert found.text == " ".join(outside)
     assert len(outside) > 130
+
+
+def test_the_longest_window_may_fail_first_and_the_others_are_kept() -> None:
+    """Longest come first, and one of 30 s fails in eight parts before any other has been tried."""
+    words = random_words(150, 5)
+    recording = np.concatenate(
+        [tone_words(words), np.zeros(2 * SAMPLING_RATE, np.float32), tone_words(words)]
+    )
+    recogniser = listener(window_seconds=30.0, batch_size=1)
+    windows = list(recogniser.windows(in_blocks(recording)))
+    longest = max(windows, key=lambda window: len(window.waveform))
+    middle = (longest.start + len(longest.waveform) / 2) / SAMPLING_RATE
+    broken = range(longest.start, longest.end)
+
+    def fails(tried: Sequence[Window]) -> Exception | None:
+        inside = [window.start in broken and window.end - 1 in broken for window in tried]
+        return RuntimeError("broken here") if any(inside) else None
+
+    found = result(listener(window_seconds=30.0, batch_size=1, fails=fails), recording)
+    assert found.problems and found.problems[0].start <= middle
+    assert len(found.words) > len(words), "of the other windows"
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_memory_is_let_go_first() -> None:
@@ -443,6 +475,54 @@ def test_a_stream_of_tone_words_is_the_merged_text() -> None:
 
     recogniser = Streaming(*parts(), window_seconds=WINDOW_SECONDS)
     assert "".join(recogniser.stream(in_blocks(recording))) == " ".join(words + words)
+
+
+def test_a_streamed_window_that_fails_is_tried_narrower() -> None:
+    words = random_words(60, 6)
+    recording = tone_words(words, gap=0.4)
+
+    class Streaming(ToneRecogniser):
+        def _stream_window(self, window: Window) -> Iterator[str]:
+            yield from filter(None, [self._attempt([window])[0].text])
+
+    recogniser = Streaming(*parts(), window_seconds=20.0, fails=longer_than(5.0))
+    assert "".join(recogniser.stream(in_blocks(recording))) == " ".join(words)
+
+
+def test_a_stream_holds_a_word_over_a_window_without_any() -> None:
+    """The window behind the silent one may still overlap the one before it, as `merge` knows."""
+    first = piece(0, 10, (0, 8), ("one", 1, 2), ("two", 3, 4), ("three", 9.0, 9.6))
+    silent = piece(6, 12, (8, 8.5))
+    last = piece(7, 20, (8.5, 20), ("three", 9.0, 9.6), ("four", 12, 13))
+    last.window = replace(last.window, forced_end=False)
+    stream = TextStream(listener())
+    pieces = [text for p in (first, silent, last) for text in stream.add(p.window, [p])]
+    assert "".join(pieces) == merge([first, silent, last]).text == "one two three four"
+
+
+def test_audio_that_ends_too_early_is_a_problem_of_the_transcript(tmp_path: Path) -> None:
+    words = random_words(60, 7)
+    files = {}
+    for suffix, subtype in (("wav", None), ("flac", None), ("ogg", "VORBIS"), ("opus.ogg", "OPUS")):
+        whole, cut = tmp_path / f"whole.{suffix}", tmp_path / f"cut.{suffix}"
+        soundfile.write(whole, tone_words(words), SAMPLING_RATE, subtype=subtype)
+        data = whole.read_bytes()
+        cut.write_bytes(data[: len(data) * 6 // 10])
+        files[whole] = files[cut] = suffix
+    damaged = bytearray((tmp_path / "whole.flac").read_bytes())
+    damaged[len(damaged) // 2 : len(damaged) // 2 + 300] = bytes(300)
+    (tmp_path / "damaged.flac").write_bytes(damaged)
+    recogniser = listener()
+    for file in [*files, tmp_path / "damaged.flac"]:
+        for source in (file, file.read_bytes(), io.BytesIO(file.read_bytes())):
+            (found,) = recogniser.recognise([read_blocks(source)])
+            assert isinstance(found, Recognition)
+            if file.name.startswith("whole"):
+                assert found.problems == [], file
+            else:
+                (problem,) = found.problems
+                assert "the audio ends too early" in problem.reason, file
+                assert problem.end >= problem.start > 1.0
 
 
 def workers() -> list[threading.Thread]:

@@ -489,8 +489,14 @@ def test_streamed_pieces_join_to_the_text() -> None:
     [
         ({"return_timestamps": "char"}, "must be True, False or"),
         ({"chunk_length_s": 31}, "at most 30 s"),
-        ({"chunk_length_s": -5}, "longer than 0 s"),
+        ({"chunk_length_s": -5}, "at least 1"),
+        ({"chunk_length_s": 0.1}, "at least 1"),
         ({"stride_length_s": (-1, 1)}, "must not be negative"),
+        ({"stride_length_s": (1,)}, "or two of them"),
+        ({"stride_length_s": (1, 2, 3)}, "or two of them"),
+        ({"stride_length_s": float("inf")}, "or two of them"),
+        ({"stride_length_s": "wide"}, "could not convert"),
+        ({"num_beams": 0}, "num_beams must be at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"batch_size": -1}, "batch_size must be at least 1"),
         ({"num_return_sequences": 2}, "num_return_sequences must be 1"),
@@ -502,6 +508,28 @@ def test_streamed_pieces_join_to_the_text() -> None:
 def test_wrong_parameters_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         pipe()(WAVEFORM, **options)
+
+
+def test_whole_numbers_and_numpys_own_do_as_numbers() -> None:
+    text = pipe()(WAVEFORM)["text"]
+    assert pipe()(WAVEFORM, stride_length_s=np.float32(1))["text"] == text
+    assert pipe()(WAVEFORM, repetition_penalty=1)["text"] == text
+    assert isinstance(pipe()(WAVEFORM, do_sample=True, temperature=2)["text"], str)
+
+
+def test_tensors_in_a_dict_are_read_as_arrays_are() -> None:
+    expected = pipe()(WAVEFORM)["text"]
+    tensor = torch.from_numpy(WAVEFORM.copy())
+    for samples in (tensor, tensor.clone().requires_grad_()):
+        assert pipe()({"raw": samples, "sampling_rate": 16_000})["text"] == expected
+    assert isinstance(pipe()({"raw": tensor.bfloat16(), "sampling_rate": 16_000})["text"], str)
+
+
+def test_stop_strings_end_a_text() -> None:
+    text = pipe()(WAVEFORM)["text"]
+    assert len(text) > 2
+    stopped = pipe()(WAVEFORM, stop_strings=[text[1]])["text"]
+    assert text.startswith(stopped) and len(stopped) < len(text)
 
 
 # As users run it ---------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -82,7 +83,7 @@ def test_what_was_not_measured_is_not_stated(run_folder: Path) -> None:
     assert "co2_eq_emissions" not in read_metadata(text)
     nothing_known = Record(adapter(), [], Given())
     assert render_card(nothing_known, NAME).count("not measured |") == 10
-    assert "Not measured yet." in render_card(nothing_known, NAME)
+    assert "No evaluation of it is known here." in render_card(nothing_known, NAME)
 
 
 def test_given_figures_state_their_assumptions(run_folder: Path) -> None:
@@ -106,6 +107,14 @@ def test_what_is_paid_for_is_the_whole_run(run_folder: Path) -> None:
     assert "| energy | 0.6 kWh, at 300 W, as given by the publisher |" in text
     assert "training steps alone" not in " ".join(text.split())
     assert "training steps alone" in " ".join(render_card(record, NAME).split())
+
+
+def test_times_are_promised_where_the_model_has_them(run_folder: Path) -> None:
+    record = record_of(run_folder)
+    assert "return_timestamps" in render_card(record, NAME)
+    without = copy.deepcopy(record.architecture)
+    without.ctc_vocabulary = None
+    assert "return_timestamps" not in render_card(replace(record, architecture=without), NAME)
 
 
 def test_metadata_of_an_adapter(run_folder: Path) -> None:
@@ -257,7 +266,7 @@ def test_a_training_that_goes_on_says_so(run_folder: Path, tmp_path: Path) -> No
     (tmp_path / "metrics.jsonl").write_text('{"step": 40}\n{"step": 50}\n', encoding="utf-8")
     record = read_record(tmp_path, adapter(), Given(), in_training=True)
     text = render_card(record, NAME)
-    assert "still in training** (step 50)" in text and "Not measured yet." in text
+    assert "still in training** (step 50)" in text and "No evaluation of it is known here." in text
 
 
 def test_the_code_keeps_its_licence(run_folder: Path) -> None:

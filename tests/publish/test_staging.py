@@ -146,6 +146,9 @@ def test_weights_get_the_type_that_the_config_names(run_folder: Path, tmp_path: 
     after = load_file(tmp_path / "staged" / "model.safetensors")
     assert {weight.dtype for weight in after.values()} == {torch.bfloat16}
     assert all(torch.equal(after[name], weight.bfloat16()) for name, weight in before.items())
+    for folder in (run_folder / "model", tmp_path / "staged"):  # who may read the config may read the weights
+        modes = {(folder / name).stat().st_mode for name in ("config.json", "model.safetensors")}
+        assert len(modes) == 1, modes
     assert {weight.dtype for weight in load_file(source / "model.safetensors").values()} == {torch.float32}
     loaded, _ = load_model(str(source), device="cpu")
     from_staged, _ = load_model(str(tmp_path / "staged"), device="cpu")

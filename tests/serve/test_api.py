@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from html import escape
 from typing import Any
 
 import httpx
@@ -160,6 +162,9 @@ def test_what_is_cut_off_is_read_as_far_as_it_goes(server: Running) -> None:
     audio = encoded(known_clips()[0][1], "MP3")
     cut = audio[: len(audio) // 2]
     assert create(server, cut).text == offline(cut).text
+    whole = encoded(known_clips()[0][1], "WAV")
+    answer = server.post(whole[: len(whole) // 2], response_format="verbose_json")
+    assert "ends too early" in answer.json()["problems"][0]["reason"]
 
 
 def test_too_long_by_its_header_and_without_one(server: Running) -> None:
@@ -319,3 +324,11 @@ def test_the_described_form_has_every_field(server: Running) -> None:
     document = httpx.get(f"{server.url}/openapi.json").json()
     form = document["paths"][PATH]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert set(form["properties"]) == set(FIELDS)
+
+
+def test_the_page_of_fields_loads_nothing(server: Running) -> None:
+    page = httpx.get(f"{server.url}/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert not re.search(r"https?://|<script|@import|url\(", page.text)
+    for name in FIELDS:
+        assert f"<code>{escape(name)}</code>" in page.text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,12 @@ def test_caddy_takes_the_file(site: str, tmp_path: Path) -> None:
     }
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_image_is_made_from_the_package_alone() -> None:
+    lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").split("\n")
+    rules = [line for line in lines if line and not line.startswith("#")]
+    assert rules[0] == "*", "all else of a checkout stays out: runs, recordings, keys"
+    assert set(rules[1:]) == {"!tiny_audio", "!pyproject.toml", "!README.md", "!LICENSE", "**/__pycache__"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert f"!{project['readme']}" in rules

@@ -121,6 +121,8 @@ def render(columns: Sequence[Column], seconds: float, file_name: str) -> str:
             f"The models differ in {num_different} {many}."
             if num_different
             else "Both models wrote the same words."
+            if words[0]
+            else "Neither model wrote a word."
         )
         summary = f'<p class="summary">{found}</p>'
     hint = ""

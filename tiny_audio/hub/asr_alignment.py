@@ -230,7 +230,8 @@ def _spikes(log_probabilities: Tensor, path: Tensor, targets: Tensor) -> tuple[n
 def _level(waveform: np.ndarray) -> np.ndarray:
     """(S,) samples to levels in decibels, one every `LEVEL_HOP_SECONDS`, of windows twice as long around it."""
     hop = round(LEVEL_HOP_SECONDS * SAMPLING_RATE)
-    samples = np.pad(np.asarray(waveform, dtype=np.float64), hop)
+    waveform = np.asarray(waveform, dtype=np.float64)
+    samples = np.pad(waveform - waveform.mean(), hop)  # a constant offset is no sound
     energy = np.concatenate([[0.0], np.cumsum(samples**2)])
     return 10 * np.log10((energy[2 * hop :: hop] - energy[: -2 * hop : hop]) / (2 * hop) + 1e-10)
 

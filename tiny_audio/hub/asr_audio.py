@@ -8,7 +8,9 @@ from __future__ import annotations
 import io
 import logging
 import os
-from collections.abc import Iterator
+import struct
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -36,10 +38,24 @@ HIGHEST_AMPLITUDE = 100.0
 BLOCK_SAMPLES = 1 << 15
 # libsndfile declares SF_COUNT_MAX, or nothing, where a stream does not know its own length.
 UNKNOWN_FRAMES = 1 << 62
+# What programs write into a WAV header that is sent before its length is known lies above this.
+UNKNOWN_WAV_BYTES = 0x7FFF0000
+WAV_HEADER_BYTES = 4096  # chunks of names and places before the samples
+OGG_PAGE_BYTES = 65_307  # the largest
+OGG_LAST_PAGE = 4
 
 
 class AudioError(ValueError):
     """Audio that cannot be used; the message is one line that names the audio and what to do."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Audio that ends too early: after `seconds` in place of `declared_seconds` (None: not known), and why."""
+
+    seconds: float
+    declared_seconds: float | None
+    reason: str
 
 
 class _SequentialFile(soundfile.SoundFile):
@@ -98,7 +114,7 @@ def read_blocks(
     source: AudioSource,
     sampling_rate: int = SAMPLING_RATE,
     max_seconds: float | None = None,
-) -> Iterator[np.ndarray]:
+) -> Generator[np.ndarray, None, Damage | None]:
     """Decode audio block by block, so that memory does not grow with its length.
 
     Args:
@@ -109,17 +125,19 @@ def read_blocks(
     Yields:
         Parts of the mono waveform, the mean of all channels: float32, at least one sample; full scale is 1.0.
 
+    Returns:
+        What is missing at the end (`damage = yield from read_blocks(...)`), or None.
+
     Raises:
         AudioError: missing, not audio, no samples, non-finite or unscaled samples, or too long. Audio whose
-            end is missing is returned as far as it reads, with a warning in the log.
+            end is missing is yielded as far as it reads.
     """
     name = describe_source(source)
     if hasattr(source, "read") and not _can_seek(source):  # the format is to be seen before it is read
         source = _read_whole(source, name)
     demuxer = demuxer_for(_header(source))
     if demuxer is not None:
-        yield from _read_with_ffmpeg(source, name, demuxer, sampling_rate, max_seconds)
-        return
+        return (yield from _read_with_ffmpeg(source, name, demuxer, sampling_rate, max_seconds))
     num_samples = 0
     with _open(source, name) as file:
         rate = file.samplerate
@@ -127,7 +145,8 @@ def read_blocks(
             None if rate == sampling_rate else soxr.ResampleStream(rate, sampling_rate, 1, dtype="float32")
         )
         num_frames = 0
-        for mono in _decode(file, name):
+        decoded = _Returning(_decode(file, name))
+        for mono in decoded:
             num_frames += len(mono)
             if max_seconds is not None and num_frames > max_seconds * rate:
                 raise AudioError(_too_long(name, max(num_frames, file.frames), rate, max_seconds))
@@ -144,11 +163,78 @@ def read_blocks(
         raise AudioError(f"{name}: holds no samples (0 s of audio)")
     if num_samples == 0:
         raise AudioError(f"{name}: holds only {num_frames} samples at {rate} Hz, too few to resample")
+    damage = decoded.value
+    if damage is None and (reason := _cut_off(source)):
+        damage = Damage(num_frames / rate, None, reason)
+    return _noted(damage, name)
+
+
+class _Returning:
+    """A generator's items, and behind them what it returned."""
+
+    def __init__(self, generator: Generator[np.ndarray, None, Damage | None]) -> None:
+        self._generator = generator
+        self.value: Damage | None = None
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        self.value = yield from self._generator
+
+
+def _noted(damage: Damage | None, name: str) -> Damage | None:
+    if damage is not None:
+        of = "" if damage.declared_seconds is None else f" of its {damage.declared_seconds:.2f} s"
+        logger.warning("%s: ends after %.2f s%s (%s)", name, damage.seconds, of, damage.reason)
+    return damage
+
+
+def _cut_off(source: AudioSource) -> str | None:
+    """Why the file must have been longer, where libsndfile reads what is there as if it were all."""
+    header = _header(source, WAV_HEADER_BYTES)
+    if header[:4] == b"RIFF":
+        declared = _declared_wav_bytes(header)
+        if declared is not None and declared > (num_bytes := _num_bytes(source)):
+            return f"the file is cut off: {num_bytes:,} of {declared:,} bytes"
+    elif header[:4] == b"OggS":
+        tail = _tail(source, OGG_PAGE_BYTES)
+        last = tail.rfind(b"OggS")
+        if last >= 0 and len(tail) > last + 5 and not tail[last + 5] & OGG_LAST_PAGE:
+            return "the file is cut off: its last page is missing"
+    return None
+
+
+def _declared_wav_bytes(header: bytes) -> int | None:
+    """How long a WAV file is by its header; None where that was not known when it was written."""
+    place = 12  # behind "RIFF", a length, "WAVE"
+    while place + 8 <= len(header):
+        name, length = header[place : place + 4], struct.unpack("<I", header[place + 4 : place + 8])[0]
+        if name == b"data":
+            return place + 8 + length if length < UNKNOWN_WAV_BYTES else None
+        place += 8 + length + length % 2
+    return None
+
+
+def _num_bytes(source: Any) -> int:
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return memoryview(source).nbytes
+    if isinstance(source, (str, os.PathLike)):
+        return os.stat(source).st_size
+    return int(source.seek(0, os.SEEK_END))
+
+
+def _tail(source: Any, length: int) -> bytes:
+    """The last bytes of the audio."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return bytes(memoryview(source).cast("B")[-length:])
+    if isinstance(source, (str, os.PathLike)):
+        with open(source, "rb") as file:
+            return _tail(file, length)
+    source.seek(max(0, source.seek(0, os.SEEK_END) - length))
+    return bytes(source.read(length))
 
 
 def _read_with_ffmpeg(
     source: AudioSource, name: str, demuxer: str, sampling_rate: int, max_seconds: float | None
-) -> Iterator[np.ndarray]:
+) -> Generator[np.ndarray, None, Damage | None]:
     """`read_blocks` of what libsndfile does not know."""
     encoded: Any = os.fspath(source) if isinstance(source, os.PathLike) else source
     if isinstance(source, (bytearray, memoryview)):
@@ -156,6 +242,7 @@ def _read_with_ffmpeg(
     elif not isinstance(encoded, (str, bytes)):
         encoded.seek(0)
     num_samples = 0
+    damage = None
     try:
         for block in decode_with_ffmpeg(encoded, demuxer, sampling_rate):
             check_samples(block, num_samples / sampling_rate, name)
@@ -168,34 +255,36 @@ def _read_with_ffmpeg(
     except (OSError, ValueError) as error:
         if num_samples == 0:
             raise AudioError(f"{name}: cannot be decoded ({_reason(error)})") from error
-        logger.warning("%s: broken after %.2f s (%s)", name, num_samples / sampling_rate, _reason(error))
+        damage = Damage(num_samples / sampling_rate, None, _reason(error))
     if num_samples == 0:
         raise AudioError(f"{name}: holds no samples (0 s of audio)")
+    return _noted(damage, name)
 
 
-def _header(source: AudioSource) -> bytes:
+def _header(source: AudioSource, length: int = HEADER_BYTES) -> bytes:
     """The first bytes of the audio, as far as they can be had without consuming it."""
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return bytes(source[:HEADER_BYTES])
+        return bytes(source[:length])
     if isinstance(source, (str, os.PathLike)):
         try:
             if not Path(source).is_file():  # a pipe would keep it waiting
                 return b""
             with open(source, "rb") as file:
-                return file.read(HEADER_BYTES)
+                return file.read(length)
         except (OSError, ValueError):
             return b""  # `_open` says what is the matter
     if not hasattr(source, "read") or not _can_seek(source):
         return b""
     source.seek(0)
-    header = source.read(HEADER_BYTES)
+    header = source.read(length)
     source.seek(0)
     return header if isinstance(header, bytes) else b""
 
 
-def _decode(file: _SequentialFile, name: str) -> Iterator[np.ndarray]:
-    """The file's blocks at its own rate, channels averaged: float32 (N,), checked."""
+def _decode(file: _SequentialFile, name: str) -> Generator[np.ndarray, None, Damage | None]:
+    """The file's blocks at its own rate, channels averaged: float32 (N,), checked. Returns what is missing."""
     rate, declared_frames = file.samplerate, file.frames
+    declared_seconds = declared_frames / rate if 0 < declared_frames < UNKNOWN_FRAMES else None
     block_frames = max(1, BLOCK_SAMPLES // file.channels)
     num_frames = 0
     while True:
@@ -204,8 +293,7 @@ def _decode(file: _SequentialFile, name: str) -> Iterator[np.ndarray]:
         except (soundfile.LibsndfileError, RuntimeError) as error:
             if num_frames == 0:
                 raise AudioError(f"{name}: cannot be decoded ({_reason(error)}); is it damaged?") from error
-            logger.warning("%s: broken after %.2f s (%s)", name, num_frames / rate, _reason(error))
-            return
+            return Damage(num_frames / rate, declared_seconds, f"broken: {_reason(error)}")
         failure = file.watched.error if file.watched else None
         if failure is not None:
             raise AudioError(
@@ -213,11 +301,9 @@ def _decode(file: _SequentialFile, name: str) -> Iterator[np.ndarray]:
             ) from failure
         if len(block) == 0:
             missing = declared_frames - num_frames
-            if num_frames and declared_frames < UNKNOWN_FRAMES and missing > rate // 10:
-                logger.warning(
-                    "%s: ends after %.2f of its %.2f s", name, num_frames / rate, declared_frames / rate
-                )
-            return
+            if num_frames and declared_seconds is not None and missing > rate // 10:
+                return Damage(num_frames / rate, declared_seconds, "the end is missing")
+            return None
         mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)  # (N,)
         check_samples(mono, num_frames / rate, name)
         num_frames += len(mono)
@@ -267,6 +353,8 @@ def _open(source: AudioSource, name: str) -> _SequentialFile:
     opened: Any
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
+        if not os.fspath(source):
+            raise AudioError("the path of the audio is empty")
         if path.is_dir():
             raise AudioError(f"{name}: is a folder, not an audio file")
         try:

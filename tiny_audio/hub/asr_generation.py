@@ -20,12 +20,15 @@ from transformers.generation import (
     StoppingCriteriaList,
 )
 from transformers.generation.streamers import BaseStreamer
+from transformers.utils import logging
 
 from .asr_alignment import speech_evidence
 from .asr_drafting import has_plain_cache, recall_prompt, share_prompt, write_from_draft
 from .asr_guard import ClipLengthCriteria, RepetitionCriteria, has_speech, new_token_limits
 from .asr_joint import CANDIDATES, HeardCharacters, Hearing, JointScores
 from .asr_losses import decode_ctc_text
+
+logger = logging.get_logger(__name__)
 
 # What a call and a generation config may say for the text to be the plain greedy one, which asr_drafting writes too.
 GREEDY_OPTIONS = {"max_new_tokens", "logits_processor", "streamer"}
@@ -91,6 +94,12 @@ class TranscriptGeneration(GenerationMixin):
         characters = (
             None if log_probabilities is None else speech_evidence(log_probabilities, audio.frame_lengths)
         )
+        if tokenizer is None and self.ctc_head is not None and self.embedding_ctc is None:
+            logger.warning_once(
+                "without `tokenizer=processor.tokenizer` the text is the decoder's alone: the CTC head has no say"
+            )
+        if kwargs.get("stop_strings"):
+            kwargs["tokenizer"] = tokenizer  # transformers looks for them in the text
         criteria = list(stopping_criteria or [])
         limit = self._given_limit(kwargs)
         if limit is not None:
@@ -215,6 +224,8 @@ class TranscriptGeneration(GenerationMixin):
         self, tokenizer: Any, audio_features: Any = None, guard: bool = True, **inputs: Any
     ) -> Iterator[str]:
         """Yields the text of one clip in pieces, as they are written; joined they are the text of `generate`.
+
+        That is, of `generate` with the same `tokenizer`.
 
         Takes `generate`'s arguments but for beams. An exception of the generation is raised here; when the
         caller stops early (`close()`, or leaving the loop), the generation stops at its next token.

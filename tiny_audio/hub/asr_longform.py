@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from .asr_alignment import TimedWord, align_words
-from .asr_audio import SAMPLING_RATE
+from .asr_audio import SAMPLING_RATE, Damage
 from .asr_generation import TokenScores, word_scores
 from .asr_guard import has_speech
 from .asr_windows import Window, cut_windows, split_window
@@ -89,6 +89,20 @@ class Piece:
     decoded: bool = False  # windows without speech never reach the decoder
 
 
+class Reading:
+    """A recording's blocks and, when they have been read, what is missing at its end."""
+
+    def __init__(self, blocks: Blocks):
+        self._blocks = blocks
+        self.damage: Damage | None = None
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        if isinstance(self._blocks, Generator):  # of `read_blocks`
+            self.damage = yield from self._blocks
+        else:
+            yield from self._blocks
+
+
 class Recogniser:
     """A model and its processor as a recogniser of recordings.
 
@@ -137,6 +151,9 @@ class Recogniser:
         self.word_times = word_times
         self.guard = guard and self.has_times
         self.generate = dict(generate or {})
+        num_beams = self.generate.get("num_beams")
+        if num_beams is not None and num_beams < 1:
+            raise ValueError(f"num_beams must be at least 1, got {num_beams}")
         if self.generate.get("num_return_sequences", 1) != 1:
             raise ValueError("num_return_sequences must be 1: a recording has one transcript")
         self._succeeded, self._failures = False, 0
@@ -153,12 +170,14 @@ class Recogniser:
         """
         waiting: list[tuple[int, Window]] = []  # (recording, window) not yet recognised
         pieces: dict[int, dict[int, list[Piece]]] = {}  # recording to start of the core to pieces
+        readings: dict[int, Reading] = {}
         ended: dict[int, Exception | None] = {}  # recordings that are read to their end, or to an error
         unfinished: dict[int, int] = {}  # windows under way
         delivered = 0
         for number, blocks in enumerate(recordings):
             pieces[number], unfinished[number] = {}, 0
-            windows = self.windows(blocks)
+            readings[number] = Reading(blocks)
+            windows = self.windows(readings[number])
             while True:
                 try:  # reading alone: what the model raises is not the recording's fault
                     window = next(windows, None)
@@ -173,11 +192,11 @@ class Recogniser:
                 if len(waiting) >= self.batch_size * BATCHES_COLLECTED:
                     self._work_off(waiting, pieces, unfinished, progress)
             while delivered in ended and not unfinished[delivered]:
-                yield self.result(pieces.pop(delivered), ended.pop(delivered))
+                yield self.result(pieces.pop(delivered), ended.pop(delivered), readings.pop(delivered).damage)
                 delivered += 1
         self._work_off(waiting, pieces, unfinished, progress)
         while delivered in ended:
-            yield self.result(pieces.pop(delivered), ended.pop(delivered))
+            yield self.result(pieces.pop(delivered), ended.pop(delivered), readings.pop(delivered).damage)
             delivered += 1
 
     def windows(self, blocks: Blocks) -> Iterator[Window]:
@@ -217,15 +236,24 @@ class Recogniser:
                     progress((window.core_end - window.core_start) / SAMPLING_RATE)
         waiting.clear()
 
-    def result(self, pieces: dict[int, list[Piece]], error: Exception | None) -> Recognition | Exception:
-        """Of one recording, from the pieces of its windows by the start of their cores, and the error of reading it."""
+    def result(
+        self, pieces: dict[int, list[Piece]], error: Exception | None, damage: Damage | None = None
+    ) -> Recognition | Exception:
+        """Of one recording, from the pieces of its windows by the start of their cores.
+
+        `error` is that of reading it, `damage` what is missing at its end.
+        """
         if error is not None:
             return error
         ordered = [piece for start in sorted(pieces) for piece in pieces[start]]
         failures = [piece.failure for piece in ordered if piece.failure is not None]
         if failures and not any(piece.decoded for piece in ordered):  # nothing of what was said
             return failures[0]
-        return merge(ordered)
+        recognition = merge(ordered)
+        if damage is not None:
+            start, end = damage.seconds, max(damage.seconds, damage.declared_seconds or 0.0)
+            recognition.problems.append(Problem(start, end, f"the audio ends too early ({damage.reason})"))
+        return recognition
 
     # Windows -----------------------------------------------------------------------------------------------------
 
@@ -236,28 +264,44 @@ class Recogniser:
             return [next(heard) if len(window.waveform) else [Piece(window)] for window in windows]
         if not windows:
             return []
+        found = self._try(windows)
+        if not isinstance(found, Exception):
+            return [[piece] for piece in found]
+        if len(windows) > 1:
+            middle = len(windows) // 2
+            return self.recognise_windows(windows[:middle]) + self.recognise_windows(windows[middle:])
+        pieces = self._narrower(windows[0], found)
+        if all(piece.failure is not None for piece in pieces):
+            self._failures += 1
+            if not self._succeeded and self._failures >= FAILURES_TO_GIVE_UP:
+                raise found
+        return [pieces]
+
+    def _narrower(self, window: Window, failure: Exception) -> list[Piece]:
+        """The pieces of a window that has failed as a whole: of its halves, and of theirs where those fail, too."""
+        if len(window.waveform) < 2 * SHORTEST_RETRY_SECONDS * SAMPLING_RATE:
+            logger.warning("%.1f s could not be recognised: %s", window.start / SAMPLING_RATE, failure)
+            return [Piece(window, failure=failure)]
+        logger.warning("a window of %.1f s is tried in two halves: %s", _seconds(window), failure)
+        pieces: list[Piece] = []
+        for half in split_window(window):
+            found = self._try([half])
+            pieces += self._narrower(half, found) if isinstance(found, Exception) else found
+        return pieces
+
+    def _try(self, windows: Sequence[Window]) -> list[Piece] | Exception:
+        """The pieces of a batch of windows in one pass, or what it raised."""
         try:
             pieces = self._attempt(windows)
             self._succeeded |= any(piece.decoded for piece in pieces)
-            return [[piece] for piece in pieces]
+            return pieces
         except Exception as error:
             failure = error
         # Behind the `except`, and without the frames of the failed pass: they hold its tensors, and narrower windows
         # would run out of the same memory again.
         traceback.clear_frames(failure.__traceback__)
         torch.cuda.empty_cache()  # nothing without a GPU
-        if len(windows) > 1:
-            middle = len(windows) // 2
-            return self.recognise_windows(windows[:middle]) + self.recognise_windows(windows[middle:])
-        (window,) = windows
-        if len(window.waveform) < 2 * SHORTEST_RETRY_SECONDS * SAMPLING_RATE:
-            self._failures += 1
-            if not self._succeeded and self._failures >= FAILURES_TO_GIVE_UP:
-                raise failure
-            logger.warning("%.1f s could not be recognised: %s", window.start / SAMPLING_RATE, failure)
-            return [[Piece(window, failure=failure)]]
-        logger.warning("a window of %.1f s is tried in two halves: %s", _seconds(window), failure)
-        return [[piece for half in split_window(window) for piece in self.recognise_windows([half])[0]]]
+        return failure
 
     @torch.inference_mode()
     def _attempt(self, windows: Sequence[Window]) -> list[Piece]:
@@ -367,16 +411,26 @@ class TextStream:
 
     def write(self, window: Window) -> Generator[str, None, None]:
         """The text of the next window, as it is written if nothing has to be merged."""
-        if window.forced_start or window.forced_end:
-            yield from self.add(window, self.recogniser.recognise_windows([window])[0])
-        else:
-            yield from self._spaced(self.recogniser._stream_window(window))
+        told = False
+        if not (window.forced_start or window.forced_end):
+            try:
+                for piece in self._spaced(self.recogniser._stream_window(window)):
+                    told = True
+                    yield piece
+                return
+            except Exception as error:
+                if told:  # nothing can be taken back
+                    raise
+                logger.warning("a window of %.1f s could not be streamed: %s", _seconds(window), error)
+        yield from self.add(window, self.recogniser.recognise_windows([window])[0])
 
     def add(self, window: Window, pieces: Iterable[Piece]) -> Generator[str, None, None]:
         """The text of the next window, which was recognised in a batch: what is sure of it, and of what was held."""
         for piece in pieces:
             if piece.failure is not None:
                 raise piece.failure
+            if not piece.text:
+                continue  # and what is held still waits: the window behind a pause may overlap it
             current = piece
             if self.held is not None:
                 self.held, current = separate(self.held, piece)

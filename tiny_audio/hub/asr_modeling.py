@@ -9,6 +9,7 @@ Modules are named as in transformers' own audio-language models: `model.audio_to
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -312,6 +313,10 @@ class TinyAudioForConditionalGeneration(TinyAudioPreTrainedModel, TranscriptGene
         self.config.auto_map, self.config.custom_pipelines = AUTO_MAP, CUSTOM_PIPELINES
         state = kwargs.pop("state_dict", None) or own_state_dict(self)
         super().save_pretrained(folder, state_dict=state, **kwargs)
+        for file in Path(folder).glob(
+            "*.safetensors"
+        ):  # written for the owner alone, whatever the umask says
+            shutil.copymode(Path(folder) / "config.json", file)
         copy_code(Path(folder))
 
     def get_input_embeddings(self) -> nn.Embedding:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,14 @@ from .asr_audio import (
     HIGHEST_SAMPLING_RATE,
     LOWEST_SAMPLING_RATE,
     SAMPLING_RATE,
+    Damage,
     check_samples,
     read_blocks,
 )
 from .asr_longform import Blocks, Recogniser, Recognition
 
 DEFAULT_BATCH_SIZE = 8
+SHORTEST_WINDOW_SECONDS = 1.0
 
 
 class TinyAudioPipeline(Pipeline):
@@ -63,12 +65,25 @@ class TinyAudioPipeline(Pipeline):
         generate_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        settings: dict[str, Any] = {"generate": {**(generate_kwargs or {}), **kwargs}}
+        options = {**(generate_kwargs or {}), **kwargs}
+        for name in ("temperature", "repetition_penalty"):  # 2 is as good as 2.0, but not to transformers
+            if isinstance(options.get(name), int):
+                options[name] = float(options[name])
+        settings: dict[str, Any] = {"generate": options}
         if chunk_length_s:
             settings["window_seconds"] = float(chunk_length_s)
+            if chunk_length_s < SHORTEST_WINDOW_SECONDS:
+                raise ValueError(
+                    f"chunk_length_s must be at least {SHORTEST_WINDOW_SECONDS:g} (seconds), got {chunk_length_s}"
+                )
         if stride_length_s is not None:
-            both = (stride_length_s,) * 2 if isinstance(stride_length_s, (int, float)) else stride_length_s
-            settings["overlap_seconds"] = (float(both[0]), float(both[1]))
+            both = np.asarray(stride_length_s, dtype=np.float64)
+            if both.shape not in ((), (2,)) or not np.isfinite(both).all():
+                raise ValueError(
+                    f"stride_length_s must be a number of seconds, or two of them, got {stride_length_s!r}"
+                )
+            before, after = np.broadcast_to(both, 2).tolist()
+            settings["overlap_seconds"] = (before, after)
         if return_timestamps not in (None, False, True, "word"):
             raise ValueError(f'return_timestamps must be True, False or "word", got {return_timestamps!r}')
         if return_timestamps:
@@ -130,8 +145,8 @@ class TinyAudioPipeline(Pipeline):
         return result
 
 
-def audio_blocks(inputs: Any) -> Blocks:
-    """Whatever a user may hold to blocks of 16 kHz float32. The input is left as it was.
+def audio_blocks(inputs: Any) -> Generator[np.ndarray, None, Damage | None]:
+    """Whatever a user may hold to blocks of 16 kHz float32. The input is left as it was. Returns what is missing.
 
     Raises AudioError or ValueError, at the first block, for what is not audio.
     """
@@ -139,14 +154,24 @@ def audio_blocks(inputs: Any) -> Blocks:
         array = inputs.get("array", inputs.get("raw"))
         if array is None or "sampling_rate" not in inputs:
             raise ValueError('a dict of audio needs "array" (or "raw") and "sampling_rate"')
-        yield _mono(np.asarray(array), inputs["sampling_rate"])
-    elif isinstance(inputs, np.ndarray):
-        yield _mono(inputs, SAMPLING_RATE)
-    elif type(inputs).__module__.startswith("torch") and hasattr(inputs, "detach"):
-        samples = inputs.detach().cpu()
-        yield _mono((samples.float() if samples.is_floating_point() else samples).numpy(), SAMPLING_RATE)
+        yield _mono(_array(array), inputs["sampling_rate"])
+    elif isinstance(inputs, np.ndarray) or _is_tensor(inputs):
+        yield _mono(_array(inputs), SAMPLING_RATE)
     else:
-        yield from read_blocks(inputs)
+        return (yield from read_blocks(inputs))
+    return None
+
+
+def _is_tensor(value: Any) -> bool:
+    return type(value).__module__.startswith("torch") and hasattr(value, "detach")
+
+
+def _array(values: Any) -> np.ndarray:
+    """A list, an array or a tensor to an array; numpy has no bfloat16."""
+    if not _is_tensor(values):
+        return np.asarray(values)
+    samples = values.detach().cpu()
+    return (samples.float() if samples.is_floating_point() else samples).numpy()
 
 
 def _mono(array: np.ndarray, sampling_rate: Any) -> np.ndarray:

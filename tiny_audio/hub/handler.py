@@ -88,7 +88,9 @@ def _number(low: float, high: float, whole: bool = False, above: bool = False) -
             raise TypeError
         if not low <= value <= high or (above and value == low):
             raise ValueError
-        return value
+        return (
+            value if whole else float(value)
+        )  # JSON may write 2.0 as 2, which transformers takes for a mistake
 
     check.__doc__ = f"a {'whole ' * whole}number {'above' if above else 'from'} {low:g} to {high:g}"
     return check
@@ -200,6 +202,7 @@ class _Budget:
 def decode_base64(text: str, budget: _Budget) -> bytes:
     """The bytes of a base64 string, plain or as a data URL. Raises RequestError; opens nothing."""
     advice = "send audio as bytes, or as a base64 string; paths and URLs are not opened"
+    text = text.lstrip()
     if text[:5].lower() == "data:":
         header, comma, text = text.partition(",")
         if not comma or not header.lower().endswith(";base64"):
@@ -209,7 +212,8 @@ def decode_base64(text: str, budget: _Budget) -> bytes:
     # Before decoding, which would take the memory. Line breaks, at most one in 60 characters, do not matter here.
     budget.take_bytes(len(text) * 3 // 4 - text[-2:].count("="))
     try:
-        return base64.b64decode("".join(text.split()).encode("ascii"), validate=True)
+        text = "".join(text.split()).replace("-", "+").replace("_", "/")  # the form for URLs is as good
+        return base64.b64decode(text.encode("ascii"), validate=True)
     except (binascii.Error, UnicodeEncodeError):
         raise RequestError(
             "invalid_input", f"the string of {len(text):,} characters is not base64; {advice}"

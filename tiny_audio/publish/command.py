@@ -197,6 +197,10 @@ def stage(
         shutil.rmtree(partial, ignore_errors=True)
     if left_out:
         typer.echo(f"(not published, left at home: {', '.join(left_out)})")
+        if "README.md" in left_out and not record.run:
+            typer.echo(
+                "(no run lies around this folder, so the card knows less than the folder's own README.md may say)"
+            )
     if record.licence == records.NOT_STATED:
         typer.echo("(no licence is known for the weights, and the card says so: state one with --license)")
     return architecture, [] if architecture.is_merged else _outside_bases(architecture)

@@ -201,6 +201,7 @@ def cast_weights(file: Path, dtype: Any) -> None:
     file.unlink()  # a link: the original stays as it is
     cast = {name: w.to(dtype) if w.is_floating_point() else w for name, w in state.items()}
     save_file(cast, file, metadata=metadata)
+    shutil.copymode(file.with_name("config.json"), file)  # else the owner's alone
 
 
 def _write_merged(source: Path, folder: Path, architecture: TinyAudioConfig) -> None:

@@ -329,7 +329,12 @@ def fetch_results(there: Host, place: str, to: Path | None, checkpoints: bool) -
     target.mkdir(parents=True, exist_ok=True)
     write_files({marker: json.dumps({"host": there.name, "id": where["id"]}) + "\n"})
     # Files and folders only: what a host sends must not point at anything of ours.
-    options = ["-rtz", "--no-links", *([] if checkpoints else ["--exclude=/checkpoints/"])]
+    options = [
+        "-rtz",
+        "--no-links",
+        "--exclude=/.lock",
+        *([] if checkpoints else ["--exclude=/checkpoints/"]),
+    ]
     sources = [f"{there.rsync_address}:{where['output_dir']}/", f":{place}/.remote/train.log"]
     there.rsync([*options, *sources, f"{target}/"])
     names = sorted(path.name + "/" * path.is_dir() for path in target.iterdir() if path.name != FETCHED_FILE)

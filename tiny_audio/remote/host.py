@@ -17,6 +17,7 @@ import json
 import math
 import os
 import select
+import shlex
 import shutil
 import signal
 import subprocess
@@ -149,7 +150,7 @@ def start(request: dict[str, Any]) -> None:
     wait_until(lambda: is_locked("run") or STATUS_FILE.exists(), START_SECONDS)
     if not (is_locked("run") or STATUS_FILE.exists()):
         raise UserError("the training did not start: --logs may say why, and --stop stops the pod")
-    print(f"started: tiny-audio train {' '.join(run['arguments'])}")
+    print(f"started: tiny-audio train {shlex.join(run['arguments'])}")
     print(promise(run) if pod else CANNOT_STOP)
     if run["deadline"] and not pod:
         print(f"The training itself {budget_words(run)}.")
@@ -276,7 +277,7 @@ def print_status() -> None:
         if run["usd_per_hour"]
         else ""
     )
-    print(f"tiny-audio train {' '.join(run['arguments'])}")
+    print(f"tiny-audio train {shlex.join(run['arguments'])}")
     print(f"running for {hours:.2f} hours{cost}" if running else f"{ending(run)}{cost}")
     if run["deadline"] and running:
         print(f"the training {budget_words(run)}")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -23,7 +23,7 @@ from tiny_audio.hub.asr_audio import AudioError
 from tiny_audio.serve.answers import event, render
 from tiny_audio.serve.engine import Engine, Event, Job, Kind
 from tiny_audio.serve.errors import CLIENT_LEFT, ApiError
-from tiny_audio.serve.fields import form_schema, read_fields
+from tiny_audio.serve.fields import fields_page, form_schema, read_fields
 from tiny_audio.serve.requests import (
     BODY_IS_READ,
     Deadline,
@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 TRANSCRIPTIONS, TRANSLATIONS = "/v1/audio/transcriptions", "/v1/audio/translations"
 MODELS, HEALTH, METRICS = "/v1/models", "/health", "/metrics"
+DOCS = "/docs"
 PATHS = (TRANSCRIPTIONS, TRANSLATIONS, MODELS, HEALTH, METRICS)
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # A refused upload of unknown size is read on for so long, so that its client sees why, and no longer.
@@ -199,7 +200,13 @@ def as_api_error(error: Exception) -> ApiError:
 
 def create_app(service: Service) -> FastAPI:
     """The application around a service."""
-    app = FastAPI(title="Tiny Audio", description="Transcription as OpenAI's API has it.", redoc_url=None)
+    # FastAPI's own page of documents is a script from elsewhere, and blank where nothing else can be reached.
+    app = FastAPI(
+        title="Tiny Audio",
+        description="Transcription as OpenAI's API has it.",
+        docs_url=None,
+        redoc_url=None,
+    )
 
     @app.post(TRANSCRIPTIONS, openapi_extra=form_schema())
     async def transcribe(request: Request) -> Response:
@@ -231,6 +238,10 @@ def create_app(service: Service) -> FastAPI:
     async def health() -> Response:
         state = "draining" if service.draining else "ok" if service.engine.alive else "failed"
         return JSONResponse({"status": state}, 200 if state == "ok" else 503)
+
+    @app.get(DOCS, include_in_schema=False)
+    async def docs() -> Response:
+        return HTMLResponse(fields_page(TRANSCRIPTIONS))
 
     @app.get(METRICS)
     async def metrics() -> Response:

@@ -26,7 +26,7 @@ from traceback import format_tb
 from typing import Any, BinaryIO
 
 from tiny_audio.hub.asr_audio import SAMPLING_RATE, AudioError, declared_seconds, describe_source, read_blocks
-from tiny_audio.hub.asr_longform import Recogniser, Recognition, Segment, TextStream
+from tiny_audio.hub.asr_longform import Reading, Recogniser, Recognition, Segment, TextStream
 from tiny_audio.hub.asr_windows import Window
 from tiny_audio.serve.metrics import Metrics
 
@@ -65,6 +65,7 @@ class Job:
         self.name = describe_source(source)
         self.submitted = time.monotonic()
         self.queue_seconds: float | None = None  # until its first window's turn
+        self.audio = Reading(())
         self.windows: Iterator[Window] = iter(())
         self.waiting: deque[_Ticket] = deque()
         self.running = 0  # windows in the model
@@ -206,7 +207,8 @@ class Engine:
         seconds = declared_seconds(job.source)
         if seconds is not None and seconds > limit:
             raise AudioError(f"{job.name}: lasts {seconds:,.1f} s, longer than the limit of {limit:g} s")
-        for window in recogniser.windows(read_blocks(job.source, max_seconds=limit)):
+        job.audio = Reading(read_blocks(job.source, max_seconds=limit))
+        for window in recogniser.windows(job.audio):
             yield recogniser.prepare(window)
 
     def _read_on(self, job: Job) -> None:
@@ -350,7 +352,7 @@ class Engine:
             text = "".join(job.written)
             self._finish(job, Recognition([Segment(text, 0.0, job.seconds)] if text else [], job.seconds))
         else:
-            result = self._recogniser(job.kind).result(job.pieces, None)
+            result = self._recogniser(job.kind).result(job.pieces, None, job.audio.damage)
             self._finish(job, _failure("a recording", result) if isinstance(result, Exception) else result)
 
     def _finish(self, job: Job, event: Event) -> None:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from html import escape
 from typing import Any
 
 from tiny_audio.errors import nearest
@@ -254,3 +255,21 @@ def form_schema() -> dict[str, Any]:
     properties["file"]["format"] = "binary"
     form = {"type": "object", "required": ["file", "model"], "properties": properties}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}}
+
+
+def fields_page(path: str) -> str:
+    """A page of HTML for people with what the fields of `path` do; it loads nothing."""
+    rows = "".join(
+        f"<tr><td><code>{escape(name)}</code><td>{escape(field.use)}<td>{escape(field.help)}"
+        for name, field in FIELDS.items()
+    )
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Tiny Audio: fields</title>'
+        '<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">'
+        "<style>body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
+        "table{border-collapse:collapse}td,th{text-align:left;vertical-align:top;padding:.3rem .8rem .3rem 0;"
+        "border-bottom:1px solid #ccc}</style>"
+        f"<h1>POST {escape(path)}</h1><p>A form (multipart/form-data). The same for programs: "
+        '<a href="/openapi.json">openapi.json</a>.<table><tr><th>field<th>here<th>what it does'
+        f"{rows}</table></html>"
+    )
