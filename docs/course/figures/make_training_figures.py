@@ -23,7 +23,7 @@ FIGURES = Path(__file__).resolve().parent
 RECIPES = ("nano", "small", "stage1")
 # Folder of an experiment -> its label. "rank-8" is the run that all others change in one thing.
 EXPERIMENTS = {
-    "learning rate": {"rate-1e-4": "1e-4", "rate-1e-3": "1e-3", "rank-8": "1e-2", "rate-1e-1": "1e-1"},
+    "learning rate": {"rate-1e-4": "1e-4", "rate-1e-3": "1e-3", "rank-8": "3e-3", "rate-3e-2": "3e-2"},
     "rank": {
         "rank-0": "none",
         "rank-1": "1",
@@ -32,7 +32,7 @@ EXPERIMENTS = {
         "everything": "all\nweights",
     },
     "training clips": {"clips-25": "25", "clips-100": "100", "rank-8": "1,000"},
-    "seconds in a batch": {"batch-12": "12", "rank-8": "48", "batch-192": "192"},
+    "seconds in a batch": {"rank-8": "12", "batch-48": "48", "batch-192": "192"},
 }
 
 plt.rcParams["legend.frameon"] = False
