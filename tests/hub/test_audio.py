@@ -19,7 +19,7 @@ import pytest
 import soundfile
 
 from tests.tiny_models import noise
-from tiny_audio.hub.asr_audio import SAMPLING_RATE, AudioError, audio_seconds, load_audio
+from tiny_audio.hub.asr_audio import SAMPLING_RATE, AudioError, audio_seconds, load_audio, read_blocks
 
 FORMATS = {
     "wav": ("WAV", "PCM_16"),
@@ -311,3 +311,12 @@ def test_what_ffmpeg_cannot_do_is_said_in_its_first_words(tmp_path: Path) -> Non
         load_audio(io.BytesIO(junk))
     assert tracemalloc.get_traced_memory()[1] < 30e6, "what it complains of is not kept"
     tracemalloc.stop()
+
+
+def test_a_file_that_is_gone_when_it_has_been_read_was_read(tmp_path: Path) -> None:
+    file = tmp_path / "a.wav"
+    soundfile.write(file, np.zeros(100_000, np.float32) + 0.1, 16_000)
+    blocks = read_blocks(file)
+    read = len(next(blocks))
+    file.unlink()
+    assert read + sum(map(len, blocks)) == 100_000

@@ -5,6 +5,7 @@ Legend: S samples at the wanted sampling rate, N frames of the file, C channels 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
@@ -164,8 +165,10 @@ def read_blocks(
     if num_samples == 0:
         raise AudioError(f"{name}: holds only {num_frames} samples at {rate} Hz, too few to resample")
     damage = decoded.value
-    if damage is None and (reason := _cut_off(source)):
-        damage = Damage(num_frames / rate, None, reason)
+    if damage is None:
+        with contextlib.suppress(Exception):  # all was read, and what is gone since need not be asked
+            reason = _cut_off(source)
+            damage = None if reason is None else Damage(num_frames / rate, None, reason)
     return _noted(damage, name)
 
 

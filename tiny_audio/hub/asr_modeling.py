@@ -313,9 +313,8 @@ class TinyAudioForConditionalGeneration(TinyAudioPreTrainedModel, TranscriptGene
         self.config.auto_map, self.config.custom_pipelines = AUTO_MAP, CUSTOM_PIPELINES
         state = kwargs.pop("state_dict", None) or own_state_dict(self)
         super().save_pretrained(folder, state_dict=state, **kwargs)
-        for file in Path(folder).glob(
-            "*.safetensors"
-        ):  # written for the owner alone, whatever the umask says
+        # safetensors writes for the owner alone, whatever the umask says.
+        for file in Path(folder).glob("*.safetensors"):
             shutil.copymode(Path(folder) / "config.json", file)
         copy_code(Path(folder))
 

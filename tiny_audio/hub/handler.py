@@ -88,9 +88,8 @@ def _number(low: float, high: float, whole: bool = False, above: bool = False) -
             raise TypeError
         if not low <= value <= high or (above and value == low):
             raise ValueError
-        return (
-            value if whole else float(value)
-        )  # JSON may write 2.0 as 2, which transformers takes for a mistake
+        # JSON may write 2.0 as 2, which transformers takes for a mistake.
+        return value if whole else float(value)
 
     check.__doc__ = f"a {'whole ' * whole}number {'above' if above else 'from'} {low:g} to {high:g}"
     return check
