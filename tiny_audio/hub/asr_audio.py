@@ -10,7 +10,7 @@ import io
 import logging
 import os
 import struct
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
@@ -146,7 +146,7 @@ def read_blocks(
             None if rate == sampling_rate else soxr.ResampleStream(rate, sampling_rate, 1, dtype="float32")
         )
         num_frames = 0
-        decoded = _Returning(_decode(file, name))
+        decoded = Reading(_decode(file, name))
         for mono in decoded:
             num_frames += len(mono)
             if max_seconds is not None and num_frames > max_seconds * rate:
@@ -164,7 +164,7 @@ def read_blocks(
         raise AudioError(f"{name}: holds no samples (0 s of audio)")
     if num_samples == 0:
         raise AudioError(f"{name}: holds only {num_frames} samples at {rate} Hz, too few to resample")
-    damage = decoded.value
+    damage = decoded.damage
     if damage is None:
         with contextlib.suppress(Exception):  # all was read, and what is gone since need not be asked
             reason = _cut_off(source)
@@ -172,15 +172,18 @@ def read_blocks(
     return _noted(damage, name)
 
 
-class _Returning:
-    """A generator's items, and behind them what it returned."""
+class Reading:
+    """A recording's blocks and, when they have been read, what is missing at its end."""
 
-    def __init__(self, generator: Generator[np.ndarray, None, Damage | None]) -> None:
-        self._generator = generator
-        self.value: Damage | None = None
+    def __init__(self, blocks: Iterable[np.ndarray]) -> None:
+        self._blocks = blocks
+        self.damage: Damage | None = None
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        self.value = yield from self._generator
+        if isinstance(self._blocks, Generator):  # of `read_blocks`
+            self.damage = yield from self._blocks
+        else:
+            yield from self._blocks
 
 
 def _noted(damage: Damage | None, name: str) -> Damage | None:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from .asr_alignment import TimedWord, align_words
-from .asr_audio import SAMPLING_RATE, Damage
+from .asr_audio import SAMPLING_RATE, Damage, Reading
 from .asr_generation import TokenScores, word_scores
 from .asr_guard import has_speech
 from .asr_windows import Window, cut_windows, split_window
@@ -87,20 +87,6 @@ class Piece:
     words: list[TimedWord] | None = None
     failure: Exception | None = None
     decoded: bool = False  # windows without speech never reach the decoder
-
-
-class Reading:
-    """A recording's blocks and, when they have been read, what is missing at its end."""
-
-    def __init__(self, blocks: Blocks):
-        self._blocks = blocks
-        self.damage: Damage | None = None
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        if isinstance(self._blocks, Generator):  # of `read_blocks`
-            self.damage = yield from self._blocks
-        else:
-            yield from self._blocks
 
 
 class Recogniser:

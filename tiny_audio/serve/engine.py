@@ -25,8 +25,15 @@ from dataclasses import dataclass, replace
 from traceback import format_tb
 from typing import Any, BinaryIO
 
-from tiny_audio.hub.asr_audio import SAMPLING_RATE, AudioError, declared_seconds, describe_source, read_blocks
-from tiny_audio.hub.asr_longform import Reading, Recogniser, Recognition, Segment, TextStream
+from tiny_audio.hub.asr_audio import (
+    SAMPLING_RATE,
+    AudioError,
+    Reading,
+    declared_seconds,
+    describe_source,
+    read_blocks,
+)
+from tiny_audio.hub.asr_longform import Recogniser, Recognition, Segment, TextStream
 from tiny_audio.hub.asr_windows import Window
 from tiny_audio.serve.metrics import Metrics
 
