@@ -130,6 +130,32 @@ def flush_folder(folder: Path) -> None:
             os.close(handle)
 
 
+def file_identity(file: Path) -> str:
+    """Another one when the file is another, or has been written to. Raises OSError where there is none."""
+    stat = file.stat()
+    return f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+
+
+def make_room(folder: Path, most_bytes: int, pattern: str = "*") -> None:
+    """Removes the files of a cache that were used least recently, until no more than so many bytes are left.
+
+    Whoever still reads one keeps it until they are done. The last one to be used always stays.
+    """
+    entries = []
+    for path in folder.glob(pattern):
+        with suppress(OSError):  # another process may be removing it, too
+            stat = path.stat()
+            entries.append((stat.st_mtime_ns, stat.st_size, path))
+    entries.sort()
+    excess = sum(size for _, size, _ in entries) - most_bytes
+    for _, size, path in entries[:-1]:
+        if excess <= 0:
+            break
+        with suppress(OSError):  # Windows keeps files that are being read
+            path.unlink()
+        excess -= size
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Also where a library, such as safetensors, has wrapped the system's error in one of its own."""
     return getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error)

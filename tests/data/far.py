@@ -27,6 +27,10 @@ class FarFileSystem(AbstractFileSystem):
     def bytes_fetched(cls) -> int:
         return sum(map(int, cls.log.read_text(encoding="utf-8").split())) if cls.log.exists() else 0
 
+    @classmethod
+    def num_requests(cls) -> int:
+        return len(cls.log.read_text(encoding="utf-8").split()) if cls.log.exists() else 0
+
     def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
         return {"name": path, "size": os.path.getsize(self._strip_protocol(path)), "type": "file"}
 

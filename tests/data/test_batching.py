@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiny_audio.data.batching import Budget, EpochPlan, LengthBucket, dense_texts, plan_epoch
+from tiny_audio.data.batching import Budget, LengthBucket, WindowPlan, dense_texts, plan_window
 
 lengths = st.lists(st.floats(0.01, 40.0), max_size=120)
 
 
-def plan(seconds: Any, **changes: Any) -> EpochPlan:
-    arguments = {"seed": 1, "epoch": 0, "batch_seconds": 60.0, "max_clips": 16} | changes
+def plan(seconds: Any, **changes: Any) -> WindowPlan:
+    arguments = {"seed": [1, 0], "batch_seconds": 60.0, "max_clips": 16} | changes
     seconds = np.array(seconds)
-    return plan_epoch(seconds, np.ceil(3 * seconds), **arguments)
+    return plan_window(seconds, np.ceil(3 * seconds), **arguments)
 
 
 @settings(max_examples=150, deadline=None)
@@ -27,17 +27,11 @@ def plan(seconds: Any, **changes: Any) -> EpochPlan:
     budget=st.floats(0.5, 100.0),
     max_clips=st.integers(1, 40),
     epoch=st.integers(0, 5),
-    num_groups=st.integers(0, 9),
-    window=st.integers(1, 60),
 )
 def test_every_row_once_and_never_over_the_budget(
-    seconds: list[float], budget: float, max_clips: int, epoch: int, num_groups: int, window: int
+    seconds: list[float], budget: float, max_clips: int, epoch: int
 ) -> None:
-    # Groups from -1 (anywhere) up; none at all when there are no groups.
-    groups = np.arange(len(seconds)) % num_groups - 1 if num_groups else None
-    batches = plan(
-        seconds, batch_seconds=budget, max_clips=max_clips, epoch=epoch, groups=groups, window_rows=window
-    )
+    batches = plan(seconds, batch_seconds=budget, max_clips=max_clips, seed=[1, epoch])
     assert sorted(row for batch in batches for row in batch) == list(range(len(seconds)))
     for batch in batches:
         assert 1 <= len(batch) <= max_clips
@@ -48,11 +42,11 @@ def test_every_row_once_and_never_over_the_budget(
 @given(seconds=st.lists(st.floats(0.5, 30.0), min_size=60, max_size=120), seed=st.integers(0, 2**32 - 1))
 def test_the_order_is_a_function_of_seed_and_epoch(seconds: list[float], seed: int) -> None:
     def batches(**changes: Any) -> list[list[int]]:
-        return list(plan(seconds, **({"seed": seed} | changes)))
+        return list(plan(seconds, **({"seed": [seed, 0]} | changes)))
 
     assert batches() == batches()
-    assert batches() != batches(epoch=1)
-    assert batches() != batches(seed=seed + 1)
+    assert batches() != batches(seed=[seed, 1])
+    assert batches() != batches(seed=[seed + 1, 0])
 
 
 def speech_lengths(num: int, seed: int = 0) -> np.ndarray:
@@ -75,66 +69,19 @@ def test_little_padding() -> None:
 def test_texts_of_a_batch_are_alike_where_lengths_are() -> None:
     seconds = speech_lengths(30_000)
     tokens = seconds * np.random.default_rng(1).uniform(2.0, 4.5, len(seconds))
-    batches = plan_epoch(seconds, tokens, seed=1, epoch=0, batch_seconds=200, max_clips=64)
-    blind = plan_epoch(seconds, np.zeros(len(seconds)), seed=1, epoch=0, batch_seconds=200, max_clips=64)
+    batches = plan_window(seconds, tokens, seed=[1, 0], batch_seconds=200, max_clips=64)
+    blind = plan_window(seconds, np.zeros(len(seconds)), seed=[1, 0], batch_seconds=200, max_clips=64)
     assert batches.padding_share(tokens) < 0.08 < 0.2 < blind.padding_share(tokens)
 
 
 def test_batches_have_other_members_and_another_order_each_epoch() -> None:
     seconds = speech_lengths(4000)
-    first, second = plan(seconds), plan(seconds, epoch=1)
+    first, second = plan(seconds), plan(seconds, seed=[1, 1])
     repeated = {frozenset(batch) for batch in first} & {frozenset(batch) for batch in second}
     assert len(repeated) < 0.02 * len(first)  # pairs of the longest clips may meet again
     longest = np.array([seconds[batch].max() for batch in first])
     neighbours = np.corrcoef(longest[:-1], longest[1:])[0, 1]
     assert abs(neighbours) < 0.2  # short and long batches follow one another at random
-
-
-def test_reading_stays_inside_a_window_of_groups() -> None:
-    seconds = speech_lengths(20_000)
-    groups = np.arange(20_000) // 100  # 200 row groups
-    batches = plan(seconds, groups=groups, window_rows=1000)
-    assert batches.padding_share(seconds) < 0.08
-    first_seen: dict[int, int] = {}
-    last_seen: dict[int, int] = {}
-    for index, batch in enumerate(batches):
-        for group in groups[batch].tolist():
-            first_seen.setdefault(group, index)
-            last_seen[group] = index
-    open_groups = [
-        sum(first_seen[g] <= index <= last_seen[g] for g in first_seen) for index in range(len(batches))
-    ]
-    assert max(open_groups) == 10 and len(first_seen) == 200
-    assert sorted(first_seen, key=first_seen.__getitem__) != sorted(first_seen)  # in random order
-
-
-def test_a_window_of_groups_ends_at_its_bytes() -> None:
-    seconds = speech_lengths(6000)
-    groups = np.repeat([*range(50), -1], [100] * 50 + [1000])  # and rows without a place of their own
-    sizes = np.random.default_rng(0).integers(5, 20, 60)  # the last groups hold none of the rows
-    seen = [
-        set(groups[batch].tolist()) - {-1}
-        for batch in plan(seconds, groups=groups, group_bytes=sizes, window_bytes=60)
-    ]
-    open_groups = [set().union(*seen[: index + 1]) & set().union(*seen[index:]) for index in range(len(seen))]
-    assert 40 < max(sum(sizes[list(there)]) for there in open_groups) <= 60
-    one_each = plan(seconds, groups=groups, group_bytes=sizes, window_bytes=1)
-    assert all(len(set(groups[batch].tolist()) - {-1}) <= 1 for batch in one_each)
-    assert sorted(row for batch in one_each for row in batch) == list(range(6000))
-    # Where bytes are no limit, the order is that of windows of rows.
-    by_rows = plan(seconds, groups=groups, window_rows=1000)
-    assert list(
-        plan(seconds, groups=groups, group_bytes=sizes, window_rows=1000, window_bytes=10**9)
-    ) == list(by_rows)
-
-
-def test_little_padding_in_a_window_of_long_recordings() -> None:
-    seconds = speech_lengths(20_000)
-    groups = np.arange(len(seconds)) // 100
-    sizes = np.bincount(groups, seconds * 32_000).astype(np.int64)  # WAV of 16 bit
-    for batch_seconds, most in ((100, 0.03), (200, 0.04), (300, 0.05)):
-        batches = plan(seconds, batch_seconds=batch_seconds, max_clips=256, groups=groups, group_bytes=sizes)
-        assert batches.padding_share(seconds) < most
 
 
 def test_a_plan_is_a_sequence() -> None:

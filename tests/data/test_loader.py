@@ -18,6 +18,7 @@ import torch
 from tests.data.clips import RATE, MelProcessor, clip, loquacious_row, spoken, write_manifest, write_parquet
 from tiny_audio.data.augment import Augmentation
 from tiny_audio.data.loader import TrainData
+from tiny_audio.data.scan import LeftOut
 from tiny_audio.data.sources import open_source, open_sources
 from tiny_audio.errors import UserError
 
@@ -214,7 +215,7 @@ def test_more_text_than_anybody_says_is_left_out(tmp_path: Path) -> None:
     rows[2]["text"] = "word " * 4000
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     data = train_data(path, max_characters_per_second=40.0)
-    assert data.left_out == {"more text than data.max_characters_per_second=40 allows": ["c2"]}
+    assert data.left_out == {"more text than data.max_characters_per_second=40 allows": LeftOut(1, ["c2"])}
     assert train_data(path).num_clips == 4
 
 
@@ -224,7 +225,7 @@ def test_other_languages_are_left_out(tmp_path: Path) -> None:
     for row, language in zip(rows, ["en-GB", "de", None, "EN"], strict=True):
         row["language"] = language
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    assert train_data(path, languages=["en"]).left_out == {"not in data.languages=[en]": ["c1"]}
+    assert train_data(path, languages=["en"]).left_out == {"not in data.languages=[en]": LeftOut(1, ["c1"])}
     assert train_data(path, languages=["de", "en_US"]).num_clips == train_data(path).num_clips == 4
 
 
@@ -316,9 +317,9 @@ def test_filters_count_and_name_what_they_leave_out(tmp_path: Path) -> None:
         file.writelines(json.dumps(row) + "\n" for row in extra)
     data = train_data(path, min_seconds=0.1, max_seconds=2.0)
     assert data.left_out == {
-        "shorter than data.min_seconds=0.1": ["c0"],
-        "longer than data.max_seconds=2": ["c3", "c4"],
-        "nothing but markup in the transcript": ["markup"],
+        "shorter than data.min_seconds=0.1": LeftOut(1, ["c0"]),
+        "longer than data.max_seconds=2": LeftOut(2, ["c3", "c4"]),
+        "nothing but markup in the transcript": LeftOut(1, ["markup"]),
     }
     texts = {
         name: text

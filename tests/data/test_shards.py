@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import pickle
 import subprocess
@@ -15,7 +14,7 @@ import pytest
 
 from tests.data.clips import MelProcessor, loquacious_row, write_manifest, write_parquet
 from tests.data.far import FarFileSystem
-from tiny_audio.data import batching, group_cache, loader, shards
+from tiny_audio.data import group_cache, shards, windows
 from tiny_audio.data.group_cache import DiskCache
 from tiny_audio.data.loader import TrainData
 from tiny_audio.data.parquet import ParquetSource
@@ -45,8 +44,7 @@ def test_a_row_group_is_fetched_once_for_all_workers(
     source = far_source(tmp_path, num_rows=600, rows_of_group=20)
     # A window of five of its 30 row groups, and a disk cache that holds three windows: workers are ahead.
     num_bytes = int(source.group_bytes().max())
-    window = functools.partial(loader.plan_epoch, window_bytes=5 * num_bytes)
-    monkeypatch.setattr(loader, "plan_epoch", window)
+    monkeypatch.setattr(windows, "WINDOW_BYTES", 5 * num_bytes)
     assert source._shards._disk is not None
     monkeypatch.setattr(source._shards._disk, "_limit", 15 * num_bytes)
     data = TrainData(source, MelProcessor(), seed=1, batch_seconds=6.0, max_clips=16, num_workers=num_workers)
@@ -70,9 +68,7 @@ def test_windows_of_several_sources_and_going_on_in_the_middle(
     manifest = write_manifest(tmp_path / "c", [0.4] * 20)
     sources = open_sources([tmp_path / "a.parquet", manifest, tmp_path / "b.parquet"])
     num_bytes = int(max(sources[0].group_bytes().max(), sources[2].group_bytes().max()))
-    monkeypatch.setattr(
-        loader, "plan_epoch", functools.partial(loader.plan_epoch, window_bytes=2 * num_bytes)
-    )
+    monkeypatch.setattr(windows, "WINDOW_BYTES", 2 * num_bytes)
 
     def data() -> TrainData:
         return TrainData(sources, MelProcessor(), seed=1, batch_seconds=4.0, max_clips=8, max_seconds=20.0)
@@ -208,6 +204,87 @@ def test_a_row_group_too_large_for_memory_is_refused_with_what_mends_it(
     assert len(source.read(source.utterances()[299])) == 8000
 
 
+def far_shards(folder: Path, num_files: int = 3, num_rows: int = 30) -> list[str]:
+    files = []
+    for number in range(num_files):
+        rows = [loquacious_row(100 * number + n, 0.3 + 0.01 * n) for n in range(num_rows)]
+        files.append(f"far://{write_parquet(folder / f'{number}.parquet', rows, 5)}")
+    return files
+
+
+def test_transcripts_are_fetched_at_once_and_once(tmp_path: Path) -> None:
+    files = far_shards(tmp_path)
+    source = ParquetSource(files, "somewhere else")
+    opening = FarFileSystem.num_requests()
+    # The end of a file and its footer; the columns before and behind the audio of each of six row groups.
+    assert opening <= 1 + len(files) * (2 + 7)
+    rows = list(source.utterances())
+    assert FarFileSystem.num_requests() == opening
+    near = ParquetSource([file.removeprefix("far://") for file in files], "here")
+    assert [(row.id, row.text, row.seconds, row.speaker) for row in rows] == [
+        (row.id, row.text, row.seconds, row.speaker) for row in near.utterances()
+    ]
+    assert source.groups().tolist() == near.groups().tolist()
+    assert source.group_bytes().tolist() == near.group_bytes().tolist()
+    # The next run has them from the disk, but for the names of the columns; so has a worker that is no fork.
+    again = pickle.loads(pickle.dumps(ParquetSource(files, "somewhere else")))
+    assert [row.text for row in again.utterances()] == [row.text for row in rows]
+    assert FarFileSystem.num_requests() - opening <= 2
+    np.testing.assert_array_equal(again.read(rows[70]), near.read(list(near.utterances())[70]))
+
+
+def test_outlines_that_went_or_were_cut_short_are_fetched_again(tmp_path: Path) -> None:
+    files = far_shards(tmp_path)
+    source = ParquetSource(files, "somewhere else")
+    texts = [row.text for row in source.utterances()]
+    kept = sorted((tmp_path / "cache" / "outlines").iterdir())
+    assert len(kept) == 3
+    kept[0].write_bytes(kept[0].read_bytes()[:-300])
+    kept[1].unlink()
+    assert [row.text for row in ParquetSource(files, "somewhere else").utterances()] == texts
+    for path in kept:
+        path.unlink()
+    moved = pickle.loads(pickle.dumps(source))
+    assert [row.text for row in moved.utterances()] == texts  # from elsewhere, a row group at a time
+
+
+def test_outlines_that_cannot_be_kept_are_no_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = far_shards(tmp_path)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "outlines").write_text("a file, no folder", encoding="utf-8")
+    with caplog.at_level(logging.WARNING):
+        source = ParquetSource(files, "somewhere else")
+    assert caplog.text.count("cannot be kept there") == 1 and "TINY_AUDIO_CACHE" in caplog.text
+    assert len(list(source.utterances())) == 90
+
+
+def test_what_is_wrong_with_one_of_many_files_is_said_of_that_file(tmp_path: Path) -> None:
+    files = far_shards(tmp_path)
+    damaged = Path(files[1].removeprefix("far://"))
+    whole = damaged.read_bytes()
+    group = pyarrow.parquet.ParquetFile(damaged).metadata.row_group(2)
+    text = next(group.column(n) for n in range(group.num_columns) if group.column(n).path_in_schema == "text")
+    damaged.write_bytes(whole[: text.data_page_offset] + b"\xff" * 20 + whole[text.data_page_offset + 20 :])
+    with pytest.raises(UserError, match=r"1\.parquet: is damaged"):
+        ParquetSource(files, "somewhere else")
+    table = pyarrow.parquet.read_table(files[2].removeprefix("far://"))
+    damaged.write_bytes(whole)
+    pyarrow.parquet.write_table(table.drop_columns(["text"]), files[2].removeprefix("far://"))
+    with pytest.raises(UserError, match=r"2\.parquet: has no column text"):
+        ParquetSource(files, "somewhere else")
+
+
+def test_a_network_that_fails_while_transcripts_are_fetched(tmp_path: Path) -> None:
+    files = far_shards(tmp_path)
+    FarFileSystem.failures.extend([ConnectionError("reset")] * 4)
+    assert len(ParquetSource(files, "somewhere else").utterances()) == 90
+    for path in (tmp_path / "cache" / "outlines").iterdir():
+        path.unlink()
+    FarFileSystem.failures.extend([ConnectionError("reset")] * 100)
+    with pytest.raises(UserError, match="cannot be fetched"):
+        ParquetSource(files, "somewhere else")
+
+
 def test_a_window_of_row_groups_fits_what_a_process_keeps() -> None:
-    assert batching.WINDOW_BYTES <= 0.8 * shards.AUDIO_CACHE_BYTES
-    assert 2 * batching.WINDOW_BYTES < shards.SHARED_CACHE_BYTES
+    assert windows.WINDOW_BYTES <= 0.8 * shards.AUDIO_CACHE_BYTES
+    assert 2 * windows.WINDOW_BYTES < shards.SHARED_CACHE_BYTES

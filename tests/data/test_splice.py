@@ -63,7 +63,7 @@ def make(
     rows[20] = utterance(20, "one one", "speaks once")
     rows[21] = utterance(21, "two two", None)
     keys = np.array([utterance_key(row.id) for row in rows.values()], np.uint64)
-    return rows, Splicer(rows, {n: row.text for n, row in rows.items()}, max_seconds), keys
+    return rows, Splicer({n: (row, row.text) for n, row in rows.items()}, max_seconds), keys
 
 
 def test_spliced_words_are_heard_as_written() -> None:
@@ -137,7 +137,7 @@ def test_clips_without_word_times_are_joined_whole() -> None:
 
 def test_words_that_do_not_spell_the_transcript_are_not_cut_apart() -> None:
     rows = {n: utterance(n, "one two", "s") for n in range(4)}
-    splicer = Splicer(rows, dict.fromkeys(rows, "One, two."), 20.0)
+    splicer = Splicer({n: (row, "One, two.") for n, row in rows.items()}, 20.0)
     for recipe in splicer.draw(1, 0, np.arange(4, dtype=np.uint64), 1.0).values():
         assert set(recipe.text.replace("One, two.", "|").split()) == {"|"}
 

@@ -1,9 +1,7 @@
-"""The order of batches: a pure function of (metadata, seed, epoch).
+"""The batches of a window of rows: a pure function of (metadata, seed).
 
 Rows of similar length go into one batch, so that little of it is padding; the batch takes as many rows as its
-budget of seconds holds. Where rows lie in groups that are cheap to read together (row groups of parquet
-shards), rows are mixed inside a window of groups: reading stays local and memory is bounded by the window,
-which ends at a number of rows or of bytes, whichever comes first.
+budget of seconds holds.
 """
 
 from __future__ import annotations
@@ -21,13 +19,6 @@ import numpy as np
 LENGTH_JITTER = 0.03
 # Rows whose blurred lengths agree within this ratio are sorted by tokens, so that text is padded little, too.
 LENGTH_RATIO_OF_BUCKET = 1.04
-WINDOW_ROWS = 16_384
-# Nearly every batch draws from every group of its window, so a window has to fit what is kept of groups at a time.
-# For 16-bit WAV, 100 s a batch are padded by 2.5% with this, 400 s by 5%; half as much costs the latter 2% more,
-# twice as much saves it 1%.
-WINDOW_BYTES = 640_000_000
-# Rows without a place of their own are cut into groups of this many to be mixed with those that have one.
-ROWS_OF_PSEUDO_GROUP = 256
 PIECE_ROWS = 65_536
 # Lengths are told apart for `training.batch_seconds=auto` by buckets: each ends at this multiple of the one before.
 BUCKET_RATIO = 1.5
@@ -63,8 +54,8 @@ class LengthBucket:
         return (f"{self.text} " * math.ceil(share))[: math.ceil(len(self.text) * share)]
 
 
-class EpochPlan(Sequence[list[int]]):
-    """The batches of one epoch as lists of row numbers, held as two arrays: 8 bytes a row."""
+class WindowPlan(Sequence[list[int]]):
+    """The batches of one window as lists of row numbers, held as two arrays."""
 
     def __init__(self, order: np.ndarray, bounds: np.ndarray) -> None:
         self._order = order  # (rows,) row numbers
@@ -90,29 +81,29 @@ class EpochPlan(Sequence[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         return (self[i] for i in range(len(self)))
 
+    def padded(self, lengths: np.ndarray) -> float:
+        """The sum of all batches with their padding, when rows have `lengths` (rows,) in any unit."""
+        if len(self) == 0:
+            return 0.0
+        longest = np.maximum.reduceat(lengths[self._order].astype(np.float64), self._bounds[:-1])
+        return float((longest * np.diff(self._bounds)).sum())
+
     def padding_share(self, lengths: np.ndarray) -> float:
-        """The share of all batches that is padding, when rows have `lengths` (rows,) in any unit."""
-        sorted_lengths = lengths[self._order].astype(np.float64)
-        longest = np.maximum.reduceat(sorted_lengths, self._bounds[:-1]) if len(self) else np.zeros(0)
-        padded = float((longest * np.diff(self._bounds)).sum())
-        return 1.0 - float(sorted_lengths.sum()) / padded if padded > 0 else 0.0
+        """The share of that which is padding."""
+        padded = self.padded(lengths)
+        return 1.0 - float(lengths[self._order].sum(dtype=np.float64)) / padded if padded > 0 else 0.0
 
 
-def plan_epoch(
+def plan_window(
     seconds: np.ndarray,
     token_counts: np.ndarray,
     *,
-    seed: int,
-    epoch: int,
+    seed: Sequence[int],
     batch_seconds: float | Sequence[Budget],
     max_clips: int,
-    groups: np.ndarray | None = None,
-    group_bytes: np.ndarray | None = None,
-    window_rows: int = WINDOW_ROWS,
-    window_bytes: int = WINDOW_BYTES,
     short_first: bool = False,
-) -> EpochPlan:
-    """Cut an epoch into batches: every row once, in an order that depends on nothing but the arguments.
+) -> WindowPlan:
+    """Cut a window into batches: every row once, in an order that depends on nothing but the arguments.
 
     Args:
         seconds: (rows,) length of each row as the model will hear it.
@@ -120,75 +111,17 @@ def plan_epoch(
         batch_seconds: longest row x rows of a batch is at most this; a longer row is a batch by itself. Budgets of
             ascending `longest_seconds`: the longest row decides which of them holds, the last one for all beyond.
         max_clips: most rows of a batch.
-        groups: (rows,) rows of one number lie together; negative: anywhere. None: all rows lie anywhere.
-        group_bytes: (groups,) how much is read and kept for the sake of any row of a group. None: nothing.
-        window_rows, window_bytes: how much is mixed at a time where rows lie in groups: groups that have no more than
-            so many bytes together, until there are so many rows.
-        short_first: batches of a window go from short to long instead of at random (SortaGrad, arXiv:1512.02595).
+        short_first: batches go from short to long instead of at random (SortaGrad, arXiv:1512.02595).
     """
     seconds = np.asarray(seconds, dtype=np.float64)
-    token_counts = np.asarray(token_counts, dtype=np.float64)
-    generator = np.random.default_rng([seed, epoch])
-    orders: list[np.ndarray] = []
-    sizes: list[np.ndarray] = []
-    for window in _windows(len(seconds), groups, group_bytes, window_rows, window_bytes, generator):
-        order = _sort_by_length(seconds[window], token_counts[window], generator)
-        rows = window[order]
-        starts = _cut(seconds[rows], _allowed(seconds[rows], batch_seconds), max_clips)
-        turns = generator.permutation(len(starts))
-        ordered, sizes_of_window = _take_turns(rows, starts, np.arange(len(starts)) if short_first else turns)
-        orders.append(ordered)
-        sizes.append(sizes_of_window)
-    order = np.concatenate(orders) if orders else np.zeros(0, np.int64)
-    bounds = (
-        np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(sizes))])
-        if sizes
-        else np.zeros(1, np.int64)
-    )
-    return EpochPlan(order, bounds)
-
-
-def _windows(
-    num_rows: int,
-    groups: np.ndarray | None,
-    group_bytes: np.ndarray | None,
-    window_rows: int,
-    window_bytes: int,
-    generator: np.random.Generator,
-) -> Iterator[np.ndarray]:
-    """Row numbers, a window at a time. Without groups there is one window: all rows."""
-    if num_rows == 0:
-        return
-    if groups is None:
-        yield np.arange(num_rows)
-        return
-    groups = np.asarray(groups, dtype=np.int64).copy()
-    scattered = np.flatnonzero(groups < 0)
-    sizes = np.zeros(0, np.int64) if group_bytes is None else group_bytes
-    first_pseudo_group = max(int(groups.max(initial=-1)) + 1, len(sizes))
-    groups[generator.permutation(scattered)] = (
-        first_pseudo_group + np.arange(len(scattered)) // ROWS_OF_PSEUDO_GROUP
-    )
-    by_group = np.argsort(groups, kind="stable")
-    starts = np.flatnonzero(np.diff(groups[by_group], prepend=-1))
-    members = np.split(by_group, starts[1:])
-    numbers = groups[by_group[starts]]  # of each of `members`
-    # Rows without a place of their own are read one by one.
-    num_bytes = [int(sizes[number]) if number < len(sizes) else 0 for number in numbers]
-    window: list[np.ndarray] = []
-    filled = filled_bytes = 0
-    for index in generator.permutation(len(members)):
-        if window and filled_bytes + num_bytes[index] > window_bytes:
-            yield np.concatenate(window)
-            window, filled, filled_bytes = [], 0, 0
-        window.append(members[index])
-        filled += len(members[index])
-        filled_bytes += num_bytes[index]
-        if filled >= window_rows:
-            yield np.concatenate(window)
-            window, filled, filled_bytes = [], 0, 0
-    if window:
-        yield np.concatenate(window)
+    if len(seconds) == 0:
+        return WindowPlan(np.zeros(0, np.int64), np.zeros(1, np.int64))
+    generator = np.random.default_rng(seed)
+    rows = _sort_by_length(seconds, np.asarray(token_counts, dtype=np.float64), generator)
+    starts = _cut(seconds[rows], _allowed(seconds[rows], batch_seconds), max_clips)
+    turns = generator.permutation(len(starts))
+    order, sizes = _take_turns(rows, starts, np.arange(len(starts)) if short_first else turns)
+    return WindowPlan(order, np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)]))
 
 
 def _sort_by_length(

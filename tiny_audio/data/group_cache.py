@@ -13,6 +13,8 @@ from typing import Any
 
 import pyarrow
 
+from tiny_audio.files import make_room
+
 if sys.platform != "win32":
     import fcntl
 
@@ -83,23 +85,7 @@ class DiskCache:
                 partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
-        self._make_room()
-
-    def _make_room(self) -> None:
-        """Removes what was used least recently. Whoever still reads it keeps it until they are done."""
-        entries = []
-        for path in self._folder.glob("*.[ap]*"):  # a killed process may have left a .partial
-            with contextlib.suppress(OSError):  # another process may be removing it, too
-                stat = path.stat()
-                entries.append((stat.st_mtime_ns, stat.st_size, path))
-        entries.sort()
-        excess = sum(size for _, size, _ in entries) - self._limit
-        for _, size, path in entries[:-1]:
-            if excess <= 0:
-                break
-            with contextlib.suppress(OSError):  # Windows keeps files that are being read
-                path.unlink()
-            excess -= size
+        make_room(self._folder, self._limit, "*.[ap]*")  # a killed process may have left a .partial
 
 
 def _mapped(path: Path) -> pyarrow.Table | None:

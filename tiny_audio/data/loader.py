@@ -7,13 +7,10 @@ and after every restart.
 
 from __future__ import annotations
 
-import hashlib
-import math
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from fractions import Fraction
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -21,9 +18,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from tiny_audio.data.augment import Augmentation, draw_rates
-from tiny_audio.data.batching import Budget, EpochPlan, LengthBucket, dense_texts, plan_epoch
-from tiny_audio.data.features import FrameStore, audio_fingerprints, clip_identity, joined_fingerprint
+from tiny_audio.data.batching import Budget, LengthBucket, WindowPlan, dense_texts, plan_window
+from tiny_audio.data.epoch import EpochPlan, Heard, Turns
+from tiny_audio.data.features import FrameStore, audio_fingerprints, joined_fingerprint
 from tiny_audio.data.filters import Filters
+from tiny_audio.data.mapped import release
 from tiny_audio.data.reader import (
     BatchPlan,
     BatchReader,
@@ -33,28 +32,18 @@ from tiny_audio.data.reader import (
     start_worker,
     unchanged,
 )
-from tiny_audio.data.rows import find_utterance, join_groups, row_starts, times_before
-from tiny_audio.data.source import Source, check_problems, show_progress
+from tiny_audio.data.rows import find_utterance, join_group_bytes, row_starts
+from tiny_audio.data.scan import NAMES_KEPT, LeftOut, scan_sources
+from tiny_audio.data.source import Source, check_problems
 from tiny_audio.data.splice import Recipe, Splicer
 from tiny_audio.data.text import clean_transcript
 from tiny_audio.data.utterance import Problem, Utterance, utterance_key
+from tiny_audio.data.windows import cut_blocks
 from tiny_audio.errors import UserError
 
-NAMES_IN_A_SUMMARY = 3
 BATCHES_AHEAD_OF_A_WORKER = 4
 REPEAT_STRIDE = np.uint64(0x9E3779B97F4A7C15)  # odd: the keys of a clip's repetitions all differ
-SAME_ID_STRIDE = np.uint64(0xC2B2AE3D27D4EB4F)  # and those of clips with the same id
-
-
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """The clips of one epoch, as arrays (clips,): their positions among all clips, and how they sound."""
-
-    positions: np.ndarray
-    keys: np.ndarray  # seed their augmentation
-    rates: np.ndarray  # (clips, 2) speed and tempo
-    lengths: np.ndarray  # seconds
-    recipes: dict[int, Recipe]  # by row
+WINDOWS_OF_LENGTHS = 16  # at most, to know how long clips are
 
 
 class TrainData:
@@ -64,7 +53,7 @@ class TrainData:
         sources: see `open_sources`.
         processor: ``TinyAudioProcessor``, or anything that keeps the `Processor` protocol.
         seed: of the order and of the augmentation.
-        batch_seconds: audio in a batch, padding included, or a `Budget` for each length; see `plan_epoch`.
+        batch_seconds: audio in a batch, padding included, or a `Budget` for each length; see `plan_window`.
         max_clips: most clips of a batch.
         num_workers: processes that decode and augment; 0: this one does.
         augmentation: the ``augmentation`` part of the config, or an `Augmentation`; None: none.
@@ -79,7 +68,7 @@ class TrainData:
 
     Attributes:
         num_clips, hours: of what is trained on, before augmentation, each clip once.
-        left_out: ids of the rows left out, by reason.
+        left_out: how many rows are left out, by reason.
         note_problem: called with each row that turns out unusable while it is read.
 
     Raises:
@@ -125,10 +114,9 @@ class TrainData:
         self._weights = [1.0 if fills_store else source.weight for source in self._sources]
         self._name = ", ".join(source.name for source in self._sources)
         self._problems = {str(problem): problem for source in self._sources for problem in source.problems}
-        self.left_out: dict[str, list[str]] = defaultdict(list)
         self.note_problem: Callable[[Problem], None] = lambda problem: None
-        self._scan()
-        self._planned: tuple[int, EpochPlan, Heard] | None = None
+        self._look_at_rows()
+        self._planned: tuple[int, EpochPlan] | None = None
         self._found = [self._find_stored(store, hearing) for hearing in range(variants or 0)] if store else []
         self._order = PlannedOrder()
         self._loader = self._make_loader()
@@ -176,19 +164,16 @@ class TrainData:
 
     @property
     def num_clips(self) -> int:
-        return len(self._rows)
+        return len(self._scan)
 
     @property
     def hours(self) -> float:
-        return float(self._seconds[self._rows].sum(dtype=np.float64)) / 3600
+        return self._scan.seconds() / 3600
 
     @property
     def fingerprint(self) -> str:
         """Of what is trained on: which clips, how long, how much text. Files that come, go or change change it."""
-        digest = hashlib.sha256()
-        for values in (self._keys[self._rows], self._seconds[self._rows], self._tokens[self._rows]):
-            digest.update(np.ascontiguousarray(values).tobytes())
-        return digest.hexdigest()[:16]
+        return self._scan.fingerprint()
 
     @property
     def problems(self) -> list[Problem]:
@@ -201,22 +186,26 @@ class TrainData:
 
     def length_buckets(self) -> list[LengthBucket]:
         """The lengths that the first epoch has, ascending."""
-        heard, tokens = self._hear(0)
+        some = list(islice(self._plan(0).windows(), WINDOWS_OF_LENGTHS))
+        positions, lengths, tokens = (
+            np.concatenate([getattr(heard, name) for heard in some])
+            for name in ("positions", "lengths", "tokens")
+        )
+        recipes = some[0].recipes
         buckets = []
-        for longest, number in dense_texts(heard.lengths, tokens, self._max_seconds):
-            row = int(self._rows[heard.positions[number]])
-            text = heard.recipes[row].text if row in heard.recipes else self._utterance(row)[1].text
+        for longest, number in dense_texts(lengths, tokens, self._max_seconds):
+            row = int(self._scan.clips["row"][positions[number]])
+            text = recipes[row].text if row in recipes else self._utterance(row)[1].text
             text = clean_transcript(text) if self._clean_text else text
-            buckets.append(LengthBucket(longest, text, float(heard.lengths[number])))
+            buckets.append(LengthBucket(longest, text, float(lengths[number])))
         return buckets
 
     def num_batches(self, epoch: int) -> int:
-        return len(self._plan(epoch)[1])
+        return len(self._plan(epoch))
 
     def padding_share(self, epoch: int) -> float:
         """The share of the epoch's padded seconds that is padding."""
-        _, plan, heard = self._plan(epoch)
-        return plan.padding_share(heard.lengths)
+        return self._plan(epoch).padding_share
 
     def summary(self) -> list[str]:
         """Lines for people: what is trained on, and what was left out and why."""
@@ -225,16 +214,17 @@ class TrainData:
         lines = [f"training data: {content}; {batches}"]
         if len(self._sources) > 1 or self._weights != [1.0]:
             lines += self._shares()
-        lines += [_left_out_line(reason, names) for reason, names in sorted(self.left_out.items())]
+        lines += [_left_out_line(reason, some) for reason, some in sorted(self.left_out.items())]
         if self._problems:
-            lines.append(_left_out_line("unusable", [str(problem) for problem in self.problems]))
+            names = [str(problem) for problem in self.problems[:NAMES_KEPT]]
+            lines.append(_left_out_line("unusable", LeftOut(len(self._problems), names)))
         return lines
 
     def _shares(self) -> Iterator[str]:
         """A line for each source: what it holds, and how much of it is heard."""
-        bounds = np.searchsorted(self._rows, self._starts)
+        bounds = self._scan.bounds.tolist()
         for source, weight, first, end in zip(self._sources, self._weights, bounds, bounds[1:], strict=False):
-            hours = float(self._seconds[self._rows[first:end]].sum(dtype=np.float64)) / 3600
+            hours = self._scan.seconds(first, end) / 3600
             times = "once" if weight == 1 else f"{weight:g} times"
             yield (
                 f"   {source.name}: {end - first:,} clips, {hours:.2f} hours, each heard {times} an epoch: "
@@ -256,7 +246,10 @@ class TrainData:
     def clips_to_encode(self, hearing: int, store: FrameStore) -> tuple[np.ndarray, float]:
         """The clips without frames in `store`, as they sound in `hearing`: identities (clips,), and their seconds."""
         lacking = self._lacks_frames(hearing, store)
-        return self._known_by(hearing)[0][lacking], float(self._plan(hearing)[2].lengths[lacking].sum())
+        seconds = sum(
+            float(heard.lengths[lacking[heard.positions]].sum()) for heard in self._plan(hearing).windows()
+        )
+        return self._known_by(hearing)[0][lacking], seconds
 
     def batches_to_encode(self, hearing: int, store: FrameStore) -> Iterator[dict[str, Any]]:
         """Batches of those clips, with `identities` and `audio`, the fingerprints of their files (lists of int).
@@ -267,11 +260,11 @@ class TrainData:
         lacking = self._lacks_frames(hearing, store)
         identities, audio = self._known_by(hearing)
         plans = (
-            replace(plan, clips=tuple(clip for clip in plan.clips if lacking[self._position(clip.row)]))
+            replace(plan, clips=tuple(clip for clip in plan.clips if lacking[self._scan.position(clip.row)]))
             for plan in self._batch_plans(hearing, 0)
         )
         for batch in self._load(plan for plan in plans if plan.clips):
-            positions = [self._position(clip.row) for clip in batch["clips"]]
+            positions = [self._scan.position(clip.row) for clip in batch["clips"]]
             yield {**batch, "identities": identities[positions].tolist(), "audio": audio[positions].tolist()}
 
     def utterance(self, row: int) -> Utterance:
@@ -309,47 +302,35 @@ class TrainData:
 
     # What is trained on -------------------------------------------------------------------------------------
 
-    def _scan(self) -> None:
-        """Looks at the metadata of every row once and keeps about 30 bytes of it."""
-        self._starts = starts = row_starts(self._sources)
-        num_rows = int(starts[-1])
-        self._seconds = np.concatenate([source.seconds() for source in self._sources]).astype(np.float64)
-        self._tokens = np.zeros(num_rows, np.int32)
-        self._keys = np.zeros(num_rows, np.uint64)
-        self._identities = np.zeros(0 if self._variants is None else num_rows, np.uint64)
-        self._fingerprints: np.ndarray | None = None
-        self._groups, self._group_bytes = join_groups(self._sources)
-        keep = np.zeros(num_rows, bool)
+    def _look_at_rows(self) -> None:
+        """Looks at the metadata of every row once; 32 bytes of each are kept, in a file where they are many."""
+        self._starts = row_starts(self._sources)
         splice = self._augmentation.splice_probability > 0
-        speakers: dict[int, Utterance] = {}
-        texts: dict[int, str] = {}
-        for source, start in zip(self._sources, starts, strict=False):
-            rows = source.utterances()
-            for row, utterance in enumerate(
-                show_progress(rows, "reading transcripts", len(rows)), start=int(start)
-            ):
-                text = clean_transcript(utterance.text) if self._clean_text else utterance.text
-                reason = self._filters.reason_to_leave_out(utterance, self._seconds[row], text)
-                if reason is not None:
-                    self.left_out[reason].append(utterance.id)
-                    continue
-                keep[row] = True
-                self._keys[row] = utterance_key(utterance.id)
-                if self._variants is not None:
-                    self._identities[row] = clip_identity(source, utterance)
-                self._tokens[row] = self._processor.num_text_tokens(text)
-                if splice:
-                    speakers[row], texts[row] = utterance, text
-        self._rows = np.flatnonzero(keep)
-        self._keys += times_before(self._keys) * SAME_ID_STRIDE
-        self._num_seen = num_rows + len(self._problems)
+        self._scan = scan_sources(
+            self._sources,
+            self._processor,
+            self._filters,
+            self._clean_text,
+            self._variants is not None,
+            splice,
+        )
+        self.left_out = self._scan.left_out
+        self._fingerprints: np.ndarray | None = None
+        self._num_seen = int(self._starts[-1]) + len(self._problems)
         self._check_problems()
-        if len(self._rows) == 0:
+        if len(self._scan) == 0:
             reasons = "; ".join(
-                _left_out_line(reason, names) for reason, names in sorted(self.left_out.items())
+                _left_out_line(reason, some) for reason, some in sorted(self.left_out.items())
             )
             raise UserError(f"{self._name}: no clip is left to train on ({reasons})")
-        self._splicer = Splicer(speakers, texts, self._max_seconds) if splice else None
+        clips, bounds = self._scan.clips, self._scan.bounds
+        self._blocks = cut_blocks(clips["group"], join_group_bytes(self._sources), bounds, self._weights)
+        self._splicer = None
+        if splice:
+            self._splicer = Splicer(self._scan.texts, self._max_seconds)
+            self._scan.texts = {}
+            self._keys = np.zeros(int(self._starts[-1]), np.uint64)  # by row, as recipes name them
+            self._keys[clips["row"]] = clips["key"]
 
     def _check_problems(self) -> None:
         check_problems(self.problems, self._num_seen, self._max_bad_fraction, self._name)
@@ -362,15 +343,20 @@ class TrainData:
         Both are uint64 (clips,); a fingerprint is 0 where a file is gone.
         """
         if self._fingerprints is None:
-            utterances = (self._utterance(int(row))[1] for row in self._rows)
-            self._fingerprints = audio_fingerprints(utterances, self._identities[self._rows])
-        identities, audio = self._identities[self._rows], self._fingerprints.copy()
+            utterances = (self._utterance(int(row))[1] for row in self._scan.clips["row"])
+            self._fingerprints = audio_fingerprints(utterances, np.array(self._scan.clips["identity"]))
+        known, audio = self._scan.clips["identity"], self._fingerprints.copy()
+        identities = np.array(known)
         for row, recipe in self._recipes(hearing).items():
-            pieces = [(int(self._identities[piece.row]), piece.start, piece.end) for piece in recipe.pieces]
-            files = [int(self._fingerprints[self._position(piece.row)]) for piece in recipe.pieces]
-            position = self._position(row)
-            known = f"{identities[position]} {pieces} {recipe.gaps} {recipe.text}"
-            identities[position], audio[position] = utterance_key(known), joined_fingerprint(files)
+            places = [self._scan.position(piece.row) for piece in recipe.pieces]
+            pieces = [
+                (int(known[place]), piece.start, piece.end)
+                for place, piece in zip(places, recipe.pieces, strict=True)
+            ]
+            files = [int(self._fingerprints[place]) for place in places]
+            position = self._scan.position(row)
+            name = f"{identities[position]} {pieces} {recipe.gaps} {recipe.text}"
+            identities[position], audio[position] = utterance_key(name), joined_fingerprint(files)
         return identities, audio
 
     def _lacks_frames(self, hearing: int, store: FrameStore) -> np.ndarray:
@@ -382,16 +368,13 @@ class TrainData:
         numbers = store.find(hearing, *self._known_by(hearing))
         missing = np.flatnonzero(numbers < 0)
         if len(missing):
-            example = self._utterance(int(self._rows[missing[0]]))[1].id
+            example = self._utterance(int(self._scan.clips["row"][missing[0]]))[1].id
             raise UserError(
                 f"data.features_cache: {len(missing):,} of {len(numbers):,} clips, such as {example}, have no frames "
                 f"there{f' of variant {hearing}' if hearing else ''}, or their audio has changed since: run tiny-audio "
                 "cache-features with the same overrides as tiny-audio train"
             )
         return numbers
-
-    def _position(self, row: int) -> int:
-        return int(np.searchsorted(self._rows, row))
 
     def _utterance(self, row: int) -> tuple[Source, Utterance]:
         return find_utterance(self._sources, self._starts, row)
@@ -406,72 +389,66 @@ class TrainData:
             return {}
         return self._splicer.draw(self._seed, hearing, self._keys, self._augmentation.splice_probability)
 
-    def _heard(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """What an epoch hears: positions in `_rows`, ascending, and how often each was there before in this epoch.
-
-        A source of n clips with weight w gives the clips from w n epoch to w n (epoch + 1) of an endless repetition of
-        its clips in one seeded order. So after any number of epochs, no clip was heard twice more than another.
-        """
-        bounds = np.searchsorted(self._rows, self._starts)
-        parts = []
-        for number, weight in enumerate(self._weights):
-            first, num_clips = int(bounds[number]), int(bounds[number + 1] - bounds[number])
-            if weight == 1 or num_clips == 0:
-                parts.append(np.arange(first, first + num_clips))
-                continue
-            share = Fraction(str(weight)) * num_clips  # exact, however many epochs
-            order = np.random.default_rng([self._seed, number]).permutation(num_clips)
-            turns = np.arange(math.floor(share * epoch), math.floor(share * (epoch + 1))) % num_clips
-            parts.append(first + np.sort(order[turns]))
-        positions = np.concatenate(parts)
-        return positions, np.arange(len(positions)) - np.searchsorted(positions, positions)
-
-    def _plan(self, epoch: int) -> tuple[int, EpochPlan, Heard]:
-        """(epoch, plan of numbers in what it hears, what it hears)."""
+    def _plan(self, epoch: int) -> EpochPlan:
         if self._planned is None or self._planned[0] != epoch:
-            self._planned = None  # there is room for one: a plan has some 50 bytes a clip
-            heard, tokens = self._hear(epoch)
-            plan = plan_epoch(
-                heard.lengths,
-                tokens,
-                seed=self._seed,
-                epoch=epoch,
-                batch_seconds=self._batch_seconds,
-                max_clips=self._max_clips,
-                groups=None if self._groups is None else self._groups[self._rows[heard.positions]],
-                group_bytes=self._group_bytes,
-                short_first=self._short_first and epoch == 0,
-            )
-            self._planned = (epoch, plan, heard)
-        return self._planned
+            self._planned = None  # there is room for one
+            windows = self._blocks.windows(self._seed, epoch)
+            turns = Turns(self._scan.bounds, self._weights, self._seed, epoch)
+            hearing = self._hearing(epoch)
+            recipes = self._recipes(hearing)
 
-    def _hear(self, epoch: int) -> tuple[Heard, np.ndarray]:
-        """The clips of an epoch, and the text tokens (clips,) of each."""
-        hearing = self._hearing(epoch)
-        positions, repeats = self._heard(epoch)
-        seconds, tokens = self._seconds[self._rows], self._tokens[self._rows]
-        recipes = self._recipes(hearing)
-        for row, recipe in recipes.items():
-            position = self._position(row)
-            seconds[position] = recipe.seconds
-            tokens[position] = self._processor.num_text_tokens(recipe.text)
-        seconds, keys = seconds[positions], self._keys[self._rows[positions]]
+            def plan(number: int) -> tuple[Heard, WindowPlan]:
+                heard = self._hear(self._blocks.positions(windows[number]), turns, hearing, recipes)
+                return heard, plan_window(
+                    heard.lengths,
+                    heard.tokens,
+                    seed=[self._seed, epoch, number] if len(windows) > 1 else [self._seed, epoch],
+                    batch_seconds=self._batch_seconds,
+                    max_clips=self._max_clips,
+                    short_first=self._short_first and epoch == 0,
+                )
+
+            self._planned = (epoch, EpochPlan(len(windows), plan))
+        return self._planned[1]
+
+    def _hear(self, positions: np.ndarray, turns: Turns, hearing: int, recipes: dict[int, Recipe]) -> Heard:
+        """How the clips of a window sound."""
+        positions, repeats = turns.heard(positions)
+        clips = self._scan.clips[positions]
+        release(self._scan.clips)
+        seconds, tokens, keys = (
+            clips["seconds"].astype(np.float64),
+            clips["tokens"].astype(np.int64),
+            clips["key"],
+        )
+        if recipes:
+            for number in np.flatnonzero(np.isin(clips["row"], list(recipes))).tolist():
+                recipe = recipes[int(clips["row"][number])]
+                seconds[number] = recipe.seconds
+                tokens[number] = self._processor.num_text_tokens(recipe.text)
         if self._variants is None:  # a clip that is heard again sounds otherwise
-            keys += repeats.astype(np.uint64) * REPEAT_STRIDE
+            keys = keys + repeats.astype(np.uint64) * REPEAT_STRIDE
         rates = np.stack(
             draw_rates(self._augmentation, self._seed, hearing, keys, seconds, self._max_seconds), axis=1
         )
-        return Heard(positions, keys, rates, seconds / rates.prod(axis=1), recipes), tokens[positions]
+        return Heard(
+            clips["row"].astype(np.int64),
+            positions,
+            keys,
+            rates,
+            seconds / rates.prod(axis=1),
+            tokens,
+            recipes,
+        )
 
     def _batch_plans(self, epoch: int, start_batch: int, every: int = 1) -> Iterator[BatchPlan]:
-        _, plan, heard = self._plan(epoch)
-        hearing = self._hearing(epoch)
+        plan, hearing = self._plan(epoch), self._hearing(epoch)
         stored = self._found[hearing] if self._store is not None else None
         for index in range(start_batch, len(plan), every):
+            heard, numbers = plan.batch(index)
             clips = []
-            for number in plan[index]:
-                position = int(heard.positions[number])
-                row = int(self._rows[position])
+            for number in numbers:
+                row = int(heard.rows[number])
                 speed, tempo = heard.rates[number].tolist()
                 clips.append(
                     ClipPlan(
@@ -481,13 +458,13 @@ class TrainData:
                         speed,
                         tempo,
                         heard.recipes.get(row),
-                        -1 if stored is None else int(stored[position]),
+                        -1 if stored is None else int(stored[heard.positions[number]]),
                     )
                 )
             yield BatchPlan(hearing, index, tuple(clips))
 
 
-def _left_out_line(reason: str, names: Sequence[str]) -> str:
-    listed = ", ".join(names[:NAMES_IN_A_SUMMARY])
-    more = f" and {len(names) - NAMES_IN_A_SUMMARY:,} more" if len(names) > NAMES_IN_A_SUMMARY else ""
-    return f"left out {len(names):,} clip{'s' if len(names) != 1 else ''}, {reason}: {listed}{more}"
+def _left_out_line(reason: str, some: LeftOut) -> str:
+    listed = ", ".join(some.names)
+    more = f" and {some.count - len(some.names):,} more" if some.count > len(some.names) else ""
+    return f"left out {some.count:,} clip{'s' if some.count != 1 else ''}, {reason}: {listed}{more}"

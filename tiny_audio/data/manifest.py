@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import json
-from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tiny_audio.data.folder import FileSource
+from tiny_audio.data.mapped import RecordWriter
 from tiny_audio.data.source import LazySequence
 from tiny_audio.data.utterance import AudioRef, Problem, Utterance, Word
 from tiny_audio.errors import UserError
+from tiny_audio.files import file_identity
 from tiny_audio.hub.asr_audio import AudioError, audio_seconds
 
 MOST_SECONDS = 1_000_000  # eleven days; a number of 400 digits is no length
 LONGEST_SHOWN = 40  # characters of what a line holds instead
+LINE = np.dtype([("offset", "<i8"), ("seconds", "<f8")])
 
 
 class ManifestSource(FileSource):
     """The rows of a ``manifest.jsonl``; paths are relative to the manifest, or absolute.
 
-    What stays in memory is where each line begins and its seconds (16 bytes a row); a row is parsed again
+    What is kept is where each line begins and its seconds (16 bytes a row, see `RecordWriter`); a row is parsed again
     when it is asked for. Rows without ``seconds`` get them from the header of their audio.
     """
 
@@ -33,32 +35,38 @@ class ManifestSource(FileSource):
         self._with_audio = with_audio
         self.problems = []
         self._path = path
-        self._offsets = array("q")
-        self._seconds = array("d")
+        lines = RecordWriter(LINE)
         try:
+            self._identity = file_identity(path)
             with path.open("rb") as file:
                 offset = 0
                 for number, line in enumerate(file, start=1):
-                    if line.strip():
-                        self._scan_line(line, offset, number)
+                    seconds = self._scan_line(line, number) if line.strip() else None
+                    if seconds is not None:
+                        lines.append(offset, seconds)
                     offset += len(line)
         except OSError as error:
             raise UserError(f"{path}: the manifest cannot be read ({error.strerror})") from error
+        self._lines = lines.finish()
         self.require_rows()
 
     def utterances(self) -> Sequence[Utterance]:
-        return LazySequence(len(self._offsets), self._utterance)
+        return LazySequence(len(self._lines), self._utterance, self._in_turn)
 
     def seconds(self) -> np.ndarray:
-        return np.array(self._seconds, dtype=np.float32)
+        return self._lines["seconds"].astype(np.float32)
 
-    def _scan_line(self, line: bytes, offset: int, number: int) -> None:
+    def identity(self) -> str:
+        return self._identity
+
+    def _scan_line(self, line: bytes, number: int) -> float | None:
+        """The seconds of a row; None, with a problem noted, where it cannot be used."""
         where = f"{self._path.name} line {number}"
         try:
             row = parse_row(line)
         except ValueError as error:
             self.problems.append(Problem(where, str(error)))
-            return
+            return None
         audio = self._path.parent / row["audio"]
         seconds = row.get("seconds")
         try:
@@ -70,20 +78,23 @@ class ManifestSource(FileSource):
             reason = str(error).removeprefix(f"{audio}: ")
             unheard = self._row_utterance(row, seconds)
             self.problems.append(Problem(where, f"{row['audio']}: {reason}", unheard))
-            return
-        self._offsets.append(offset)
-        self._seconds.append(seconds)
+            return None
+        return float(seconds)
 
     def _utterance(self, index: int) -> Utterance:
+        return next(self._in_turn(index))
+
+    def _in_turn(self, first: int = 0) -> Iterator[Utterance]:
+        """The rows from number `first` on."""
         try:
             with self._path.open("rb") as file:
-                file.seek(self._offsets[index])
-                row = parse_row(file.readline())
+                for line in self._lines[first:]:
+                    file.seek(line["offset"])
+                    yield self._row_utterance(parse_row(file.readline()), float(line["seconds"]))
         except (OSError, ValueError) as error:  # it was in order when it was opened
             raise UserError(
                 f"{self._path} was changed or taken away while it was read: start again ({error})"
             ) from error
-        return self._row_utterance(row, self._seconds[index])
 
     def _row_utterance(self, row: dict[str, Any], seconds: float | None) -> Utterance:
         file = Path(row["audio"])

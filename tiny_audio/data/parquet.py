@@ -20,7 +20,7 @@ from tiny_audio.data.shards import Shards
 from tiny_audio.data.source import LazySequence, Source, show_progress
 from tiny_audio.data.utterance import AudioRef, Problem, Utterance
 from tiny_audio.errors import UserError
-from tiny_audio.files import cache_folder, flush
+from tiny_audio.files import cache_folder, file_identity, flush
 from tiny_audio.hub.asr_audio import AudioError, audio_seconds, load_audio
 
 logger = logging.getLogger(__name__)
@@ -85,6 +85,8 @@ class ParquetSource(Source):
         if not self._files:
             raise UserError(f"{name}: there are no .parquet files")
         self._columns = self._find_columns(columns or {})
+        small = [name for role, name in self._columns.items() if role != "audio"]
+        self._shards.fetch_outlines(self._columns["audio"], small)
         self._scan()
         self.require_rows()
 
@@ -99,6 +101,12 @@ class ParquetSource(Source):
 
     def group_bytes(self) -> np.ndarray:
         return self._group_bytes
+
+    def identity(self) -> str | None:
+        try:
+            return repr([list(map(_identity, self._files)), self._columns, self._text_rules])
+        except OSError:  # it has gone since: reading will say so
+            return None
 
     def read(self, utterance: Utterance, max_seconds: float | None = None) -> np.ndarray:
         file = self._files.index(utterance.audio.location)
@@ -378,13 +386,13 @@ def _seconds(values: pyarrow.ChunkedArray) -> np.ndarray:
 
 
 def _lengths_cache(file: str) -> Path:
-    """Where the measured lengths of a shard are kept; its name depends on their path, size and time."""
-    if "://" in file:
-        identity = file  # an address on the hub holds a revision
-    else:
-        stat = Path(file).stat()
-        identity = f"{Path(file).resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-    return cache_folder() / "lengths" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npy"
+    """Where the measured lengths of a shard are kept."""
+    return cache_folder() / "lengths" / f"{hashlib.sha256(_identity(file).encode()).hexdigest()[:32]}.npy"
+
+
+def _identity(file: str) -> str:
+    """Of the content of a shard: an address on the hub holds a revision."""
+    return file if "://" in file else file_identity(Path(file))
 
 
 def _load_lengths(cache: Path, num_rows: int) -> np.ndarray:

@@ -21,24 +21,6 @@ def find_utterance(sources: Sequence[Source], starts: np.ndarray, row: int) -> t
     return sources[number], sources[number].utterances()[row - int(starts[number])]
 
 
-def times_before(keys: np.ndarray) -> np.ndarray:
-    """uint64 (rows,): how often each key was there in earlier rows; of rows left out, with key 0, nobody asks."""
-    order = np.argsort(keys, kind="stable")
-    ordered = keys[order]
-    times = np.empty(len(keys), np.uint64)
-    times[order] = np.arange(len(keys)) - np.searchsorted(ordered, ordered)
-    return times
-
-
-def join_groups(sources: Sequence[Source]) -> tuple[np.ndarray | None, np.ndarray]:
-    """The groups of all sources with numbers that do not clash, -1 for rows read in any order; and their bytes."""
-    parts = [source.groups() for source in sources]
-    num_bytes = [source.group_bytes() for source in sources]
-    if all(part is None for part in parts):
-        return None, np.zeros(0, np.int64)
-    joined, first = [], 0
-    for source, part, sizes in zip(sources, parts, num_bytes, strict=True):
-        rows = len(source.utterances())
-        joined.append(np.full(rows, -1, np.int64) if part is None else part.astype(np.int64) + first)
-        first += len(sizes)
-    return np.concatenate(joined), np.concatenate(num_bytes)
+def join_group_bytes(sources: Sequence[Source]) -> np.ndarray:
+    """The bytes of the groups of all sources, numbered on from source to source."""
+    return np.concatenate([source.group_bytes() for source in sources])

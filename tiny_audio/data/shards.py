@@ -14,8 +14,9 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from tiny_audio.data.batching import WINDOW_BYTES
 from tiny_audio.data.group_cache import DiskCache, MemoryCache
+from tiny_audio.data.outlines import Outline, fetch_outlines, read_outline
+from tiny_audio.data.windows import WINDOW_BYTES
 from tiny_audio.errors import UserError, first_line
 from tiny_audio.files import cache_folder
 
@@ -58,19 +59,45 @@ class Shards:
         self._caches = {"audio": MemoryCache(AUDIO_CACHE_BYTES), "text": MemoryCache(TEXT_CACHE_BYTES)}
         self._disk: DiskCache | None = DiskCache(cache_folder() / "row_groups", SHARED_CACHE_BYTES)
         self._process = os.getpid()
+        self._outline_paths: dict[str, Path] = {}
+        self._outlines: dict[int, Outline] = {}
 
     def is_elsewhere(self, file: int) -> bool:
         return "://" in self.files[file]
 
+    def fetch_outlines(self, audio: str, columns: Sequence[str]) -> None:
+        """Gets `columns` of all files that lie elsewhere: what is wanted of them beside the column `audio`."""
+
+        def fetch(file: str) -> Outline:
+            one = Shards([file])
+            outline = one._try(
+                0,
+                lambda parquet: Outline(
+                    parquet.read(columns=list(columns), use_threads=False),
+                    parquet.schema_arrow,
+                    *_group_sizes(parquet.metadata, audio),
+                ),
+            )
+            one._file(0).close(force=True)
+            return outline
+
+        files = [file for number, file in enumerate(self.files) if self.is_elsewhere(number)]
+        self._outline_paths = fetch_outlines(files, columns, fetch)
+
     def schema(self, file: int) -> pyarrow.Schema:
-        return self._try(file, lambda parquet: parquet.schema_arrow)
+        outline = self._outline(file)
+        return outline.schema if outline else self._try(file, lambda parquet: parquet.schema_arrow)
 
     def group_sizes(self, file: int, column: str) -> tuple[np.ndarray, np.ndarray]:
         """Of each row group its rows, and the bytes of a column: int64 (groups,) twice.
 
         Raises UserError where one is too large.
         """
-        rows, num_bytes = self._try(file, lambda parquet: _group_sizes(parquet.metadata, column))
+        outline = self._outline(file)
+        if outline:
+            rows, num_bytes = outline.group_rows, outline.group_bytes
+        else:
+            rows, num_bytes = self._try(file, lambda parquet: _group_sizes(parquet.metadata, column))
         largest = int(num_bytes.max(initial=0))
         if largest > LARGEST_GROUP_BYTES:
             copy = Path(self.files[file]).name if self.is_elsewhere(file) else self.files[file]
@@ -83,6 +110,9 @@ class Shards:
 
     def column(self, file: int, name: str) -> pyarrow.ChunkedArray:
         """A column of a whole file."""
+        outline = self._outline(file)
+        if outline:
+            return outline.table.column(name)
         # Arrow's own threads do not survive a fork.
         return self._try(file, lambda parquet: parquet.read(columns=[name], use_threads=False)).column(0)
 
@@ -97,6 +127,10 @@ class Shards:
         Args:
             kind: ``audio`` or ``text``; what is asked for under one name must always be the same columns.
         """
+        outline = self._outline(file) if kind == "text" else None
+        if outline:
+            first = int(outline.group_rows[:group].sum())
+            return outline.table.slice(first, int(outline.group_rows[group])).select(columns)
         self._start_over_after_fork()
         cache = self._caches[kind]
         table = cache.get((file, group))
@@ -119,7 +153,16 @@ class Shards:
         return table
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open_files": OrderedDict(), "_process": -1}
+        return {**self.__dict__, "_open_files": OrderedDict(), "_process": -1, "_outlines": {}}
+
+    def _outline(self, file: int) -> Outline | None:
+        if file not in self._outlines and self.files[file] in self._outline_paths:
+            outline = read_outline(self._outline_paths[self.files[file]])
+            if outline is None:  # it has gone, or was damaged, since
+                del self._outline_paths[self.files[file]]
+                return None
+            self._outlines[file] = outline
+        return self._outlines.get(file)
 
     def _try(self, file: int, action: Callable[[pyarrow.parquet.ParquetFile], Result]) -> Result:
         """`action` of an open file; tried again where the network fails."""
@@ -190,6 +233,8 @@ def _group_sizes(metadata: pyarrow.parquet.FileMetaData, column: str) -> tuple[n
 
 
 def _is_of_network(error: Exception) -> bool:
+    if type(error) is OSError and error.errno is None:  # Arrow's own, of bytes that mean nothing
+        return False
     return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in NETWORK_LIBRARIES
 
 

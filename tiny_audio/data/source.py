@@ -63,6 +63,10 @@ class Source(ABC):
         """int64 (groups,): what has to be read for the sake of any row of each group; empty without groups."""
         return np.zeros(0, np.int64)
 
+    def identity(self) -> str | None:
+        """Another one where the files that hold the transcripts may have changed; None: there is no telling."""
+        return None
+
     def prepare(self) -> None:  # noqa: B027 (most sources have nothing to prepare)
         """Do once, before worker processes start, what they would otherwise each do at first reading."""
 
@@ -76,9 +80,16 @@ class Source(ABC):
 class LazySequence(Sequence[Item]):
     """A sequence whose items are built by `build(index)` each time they are asked for."""
 
-    def __init__(self, length: int, build: Callable[[int], Item]) -> None:
+    def __init__(
+        self,
+        length: int,
+        build: Callable[[int], Item],
+        in_turn: Callable[[int], Iterator[Item]] | None = None,
+    ) -> None:
+        """`in_turn(first)`: the items from `first` on, where that is quicker than one by one."""
         self._length = length
         self._build = build
+        self._in_turn = in_turn
 
     def __len__(self) -> int:
         return self._length
@@ -97,7 +108,12 @@ class LazySequence(Sequence[Item]):
         return self._build(index % self._length)
 
     def __iter__(self) -> Iterator[Item]:
-        return (self._build(i) for i in range(self._length))
+        return self.starting_at(0)
+
+    def starting_at(self, first: int) -> Iterator[Item]:
+        if self._in_turn is not None:
+            return self._in_turn(first)
+        return (self._build(i) for i in range(first, self._length))
 
 
 def allowed_problems(num_rows: int, max_bad_fraction: float) -> int:
@@ -122,9 +138,11 @@ def list_problems(problems: Sequence[Problem]) -> str:
     return listed + (f"; and {more} more" if more > 0 else "")
 
 
-def show_progress(items: Iterable[Item], description: str, total: int) -> Iterable[Item]:
-    """`items`, with a progress bar on standard error where a person has to wait for them."""
-    if total < 2000 or not sys.stderr.isatty():
+def show_progress(
+    items: Iterable[Item], description: str, total: int, at_least: int = 2000
+) -> Iterable[Item]:
+    """`items`, with a progress bar on standard error where a person has to wait for `at_least` so many."""
+    if total < at_least or not sys.stderr.isatty():
         return items
     from rich.console import Console
     from rich.progress import track

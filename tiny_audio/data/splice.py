@@ -66,17 +66,16 @@ class Splicer:
 
     def __init__(
         self,
-        rows: Mapping[int, Utterance],
-        texts: Mapping[int, str],
+        rows: Mapping[int, tuple[Utterance, str]],
         max_seconds: float,
     ) -> None:
-        """`rows`: row numbers with their utterances; `texts`: their cleaned transcripts."""
+        """`rows`: row numbers with their utterances and cleaned transcripts."""
         self._max_seconds = max_seconds - 0.01  # pieces are rounded to whole samples, each
         self._speakers: dict[str, list[_Row]] = defaultdict(list)
         self._speaker_of: dict[int, str] = {}
-        for row, utterance in rows.items():
-            if utterance.speaker is not None and texts[row] and utterance.seconds is not None:
-                self._speakers[utterance.speaker].append(_splice_row(row, utterance, texts[row]))
+        for row, (utterance, text) in rows.items():
+            if utterance.speaker is not None and text and utterance.seconds is not None:
+                self._speakers[utterance.speaker].append(_splice_row(row, utterance, text))
                 self._speaker_of[row] = utterance.speaker
         self._rows = np.array(
             [row for row, speaker in self._speaker_of.items() if len(self._speakers[speaker]) > 1],
