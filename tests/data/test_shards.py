@@ -57,6 +57,33 @@ def test_a_row_group_is_fetched_once_for_all_workers(
     assert 10 * num_bytes < kept < 16 * num_bytes
 
 
+def test_the_next_window_is_there_when_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = far_source(tmp_path, num_rows=600, rows_of_group=20)
+    num_bytes = int(source.group_bytes().max())
+    monkeypatch.setattr(windows, "WINDOW_BYTES", 5 * num_bytes)
+    data = TrainData(source, MelProcessor(), seed=1, batch_seconds=6.0, max_clips=16)
+    fetched = [FarFileSystem.bytes_fetched()]
+    for epoch in range(2):
+        for _ in data.batches(epoch):
+            fetched.append(FarFileSystem.bytes_fetched())
+    steps = np.diff(fetched)
+    assert steps[0] > 3 * num_bytes  # the first window is waited for
+    assert steps[1:].max() < 2.5 * num_bytes  # all others come a group or two at a time
+    assert (
+        fetched[-1] - fetched[0] < 1.2 * source.group_bytes().sum()
+    )  # the second epoch has them from the disk
+    # What cannot be fetched ahead is no error until it is read.
+    for kept in (tmp_path / "cache" / "row_groups").glob("*.arrow"):
+        kept.unlink()
+    batches = data.batches(2)
+    next(batches)
+    FarFileSystem.failures.extend([FileNotFoundError("gone")] * 2)
+    next(batches)
+    assert len(FarFileSystem.failures) < 2
+    FarFileSystem.failures.clear()
+    assert sum(len(batch["utterance_ids"]) for batch in batches) > 500
+
+
 def test_windows_of_several_sources_and_going_on_in_the_middle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,6 +296,8 @@ def test_what_is_wrong_with_one_of_many_files_is_said_of_that_file(tmp_path: Pat
         ParquetSource(files, "somewhere else")
     table = pyarrow.parquet.read_table(files[2].removeprefix("far://"))
     damaged.write_bytes(whole)
+    for path in (tmp_path / "cache" / "outlines").iterdir():
+        path.unlink()
     pyarrow.parquet.write_table(table.drop_columns(["text"]), files[2].removeprefix("far://"))
     with pytest.raises(UserError, match=r"2\.parquet: has no column text"):
         ParquetSource(files, "somewhere else")

@@ -55,11 +55,17 @@ class EpochPlan:
     def windows(self) -> Iterator[Heard]:
         return (self.window(number)[0] for number in range(self._num_windows))
 
+    def place(self, index: int) -> tuple[int, int, int]:
+        """The window of a batch, the number of the batch therein, and how many batches that window has."""
+        number = int(np.searchsorted(self._bounds, index, side="right")) - 1
+        first, end = self._bounds[number : number + 2].tolist()
+        return number, index - first, end - first
+
     def batch(self, index: int) -> tuple[Heard, list[int]]:
         """What is heard in the window of a batch, and the numbers therein of the batch's clips."""
-        number = int(np.searchsorted(self._bounds, index, side="right")) - 1
+        number, place, _ = self.place(index)
         heard, batches = self.window(number)
-        return heard, batches[index - int(self._bounds[number])]
+        return heard, batches[place]
 
 
 class Turns:

@@ -102,6 +102,11 @@ class ParquetSource(Source):
     def group_bytes(self) -> np.ndarray:
         return self._group_bytes
 
+    def fetch(self, row: int) -> None:
+        file = int(self._row_files[row])
+        group, _ = self._place(file, int(self._rows[row]))
+        self._shards.fetch(file, group, [self._columns["audio"]])
+
     def identity(self) -> str | None:
         try:
             return repr([list(map(_identity, self._files)), self._columns, self._text_rules])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,7 +28,7 @@ from tiny_audio.data.augment import (
 )
 from tiny_audio.data.features import FrameStore
 from tiny_audio.data.non_speech import random_non_speech
-from tiny_audio.data.rows import find_utterance, row_starts
+from tiny_audio.data.rows import find_row, find_utterance, row_starts
 from tiny_audio.data.source import Source
 from tiny_audio.data.splice import Recipe, join_pieces
 from tiny_audio.data.text import clean_transcript
@@ -65,11 +66,15 @@ class ClipPlan:
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """`hearing` seeds the augmentation: the epoch, or one of the variants that are encoded once and for all."""
+    """`hearing` seeds the augmentation: the epoch, or one of the variants that are encoded once and for all.
+
+    `ahead` are rows that will be read soon, to be fetched where that takes time.
+    """
 
     hearing: int
     index: int
     clips: tuple[ClipPlan, ...]
+    ahead: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +132,7 @@ class BatchReader(Dataset):
                 lengths.append(num_samples)
         except UserError as error:  # as a value: a traceback of another process helps nobody
             return Loaded(plan.index, None, problems, str(error))
+        self._fetch(plan.ahead)
         if not examples:
             return Loaded(plan.index, None, problems)
         batch = dict(self._processor.collate(examples))
@@ -143,6 +149,13 @@ class BatchReader(Dataset):
             },
             problems,
         )
+
+    def _fetch(self, rows: Sequence[int]) -> None:
+        for row in rows:
+            source, number = find_row(self._sources, self._starts, row)
+            # Reading it will meet the same error, and say so.
+            with suppress(UserError, OSError, ValueError):
+                source.fetch(number)
 
     def _read_example(
         self, clip: ClipPlan, hearing: int, source: Source, utterance: Utterance

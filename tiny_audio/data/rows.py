@@ -17,8 +17,14 @@ def row_starts(sources: Sequence[Source]) -> np.ndarray:
 
 def find_utterance(sources: Sequence[Source], starts: np.ndarray, row: int) -> tuple[Source, Utterance]:
     """A row by its number within all sources together; `starts` are their `row_starts`."""
+    source, number = find_row(sources, starts, row)
+    return source, source.utterances()[number]
+
+
+def find_row(sources: Sequence[Source], starts: np.ndarray, row: int) -> tuple[Source, int]:
+    """The source of a row, and the row's number therein."""
     number = int(np.searchsorted(starts, row, side="right")) - 1
-    return sources[number], sources[number].utterances()[row - int(starts[number])]
+    return sources[number], row - int(starts[number])
 
 
 def join_group_bytes(sources: Sequence[Source]) -> np.ndarray:

@@ -152,6 +152,11 @@ class Shards:
         cache.put((file, group), table)
         return table
 
+    def fetch(self, file: int, group: int, columns: list[str]) -> None:
+        """Audio from elsewhere onto the disk, for any process that asks for it later."""
+        if self.is_elsewhere(file) and self._disk is not None:
+            self.table(file, group, "audio", columns)
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open_files": OrderedDict(), "_process": -1, "_outlines": {}}
 

@@ -63,6 +63,9 @@ class Source(ABC):
         """int64 (groups,): what has to be read for the sake of any row of each group; empty without groups."""
         return np.zeros(0, np.int64)
 
+    def fetch(self, row: int) -> None:  # noqa: B027 (most sources are near)
+        """Gets what reading this row, or any of its group, will need, where that lies elsewhere."""
+
     def identity(self) -> str | None:
         """Another one where the files that hold the transcripts may have changed; None: there is no telling."""
         return None
