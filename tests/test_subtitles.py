@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiny_audio.hub.asr_alignment import TimedWord
-from tiny_audio.hub.asr_longform import Problem, Recognition, Segment
+from tiny_audio.hub.asr_merging import Problem, Recognition, Segment
 from tiny_audio.subtitles import (
     LEAST_MILLISECONDS,
     LINE_CHARACTERS,

@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tiny_audio.hub.asr_longform import Recognition, Segment
+    from tiny_audio.hub.asr_merging import Recognition, Segment
 
 # What broadcasters ask for: https://www.bbc.co.uk/accessibility/forproducts/guides/subtitles/ and Netflix's timed text
 # style guide agree on two lines, on about 40 characters a line and on 7 seconds.

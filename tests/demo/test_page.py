@@ -23,7 +23,8 @@ from tests.tiny_models import SAMPLING_RATE, noise
 from tiny_audio import cli
 from tiny_audio.demo.listening import Listener, Unusable
 from tiny_audio.hub import asr_pipeline
-from tiny_audio.hub.asr_longform import Recogniser, Recognition
+from tiny_audio.hub.asr_longform import Recogniser
+from tiny_audio.hub.asr_merging import Recognition
 from tiny_audio.subtitles import to_srt
 from tiny_audio.train.run import save_model
 

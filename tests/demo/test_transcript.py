@@ -8,7 +8,7 @@ import re
 
 from tiny_audio.demo.transcript import Column, Word, compared, count_differences, render
 from tiny_audio.hub.asr_alignment import TimedWord
-from tiny_audio.hub.asr_longform import Problem, Recognition, Segment
+from tiny_audio.hub.asr_merging import Problem, Recognition, Segment
 from tiny_audio.subtitles import to_srt
 
 HOSTILE = "</button><script>window.hacked=1</script>\"'"

@@ -14,7 +14,8 @@ import numpy as np
 
 from tests.tiny_models import CLIPS, SAMPLING_RATE, examples, noise, overfit, tiny_model
 from tiny_audio.hub.asr_alignment import TimedWord
-from tiny_audio.hub.asr_longform import Piece, Recogniser
+from tiny_audio.hub.asr_longform import Recogniser
+from tiny_audio.hub.asr_merging import Piece
 from tiny_audio.hub.asr_windows import Window
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]

@@ -18,7 +18,8 @@ from transformers.generation import GenerationMixin
 from tests.hub.encoder_towers import MEL_BINS, VARIANTS, every_variant, move_weights
 from tests.tiny_models import SAMPLING_RATE, randomize, tiny_config
 from tiny_audio.hub.asr_generation import TokenScores
-from tiny_audio.hub.asr_longform import Recogniser, Recognition
+from tiny_audio.hub.asr_longform import Recogniser
+from tiny_audio.hub.asr_merging import Recognition
 from tiny_audio.train.build import build_model
 
 ALL_CLIPS = bool(os.environ.get("TINY_AUDIO_ALL_CLIPS"))

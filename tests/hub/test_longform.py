@@ -29,15 +29,8 @@ from tests.hub.recordings import (
 from tests.tiny_models import SAMPLING_RATE, noise, randomize, tiny_model
 from tiny_audio.hub.asr_alignment import TimedWord
 from tiny_audio.hub.asr_audio import AudioError, read_blocks
-from tiny_audio.hub.asr_longform import (
-    Piece,
-    Problem,
-    Recogniser,
-    Recognition,
-    TextStream,
-    merge,
-    transcribe_waveforms,
-)
+from tiny_audio.hub.asr_longform import Recogniser, TextStream, transcribe_waveforms
+from tiny_audio.hub.asr_merging import Piece, Problem, Recognition, merge
 from tiny_audio.hub.asr_windows import Window
 
 WINDOW_SECONDS = 6.0

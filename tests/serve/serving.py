@@ -20,7 +20,8 @@ import uvicorn
 from tests.hub.recordings import known_clips, trained_model
 from tests.tiny_models import SAMPLING_RATE, noise
 from tiny_audio.hub.asr_audio import read_blocks
-from tiny_audio.hub.asr_longform import Recogniser, Recognition
+from tiny_audio.hub.asr_longform import Recogniser
+from tiny_audio.hub.asr_merging import Recognition
 from tiny_audio.serve.app import Limits, Service, create_app
 from tiny_audio.serve.engine import Engine
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tiny_audio.hub.asr_audio import SAMPLING_RATE
-from tiny_audio.hub.asr_longform import Recognition, Segment
+from tiny_audio.hub.asr_merging import Recognition, Segment
 from tiny_audio.train import window
 from tiny_audio.train.window import choose_window, joined
 

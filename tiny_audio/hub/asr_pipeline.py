@@ -18,7 +18,8 @@ from .asr_audio import (
     check_samples,
     read_blocks,
 )
-from .asr_longform import Blocks, Recogniser, Recognition
+from .asr_longform import Blocks, Recogniser
+from .asr_merging import Recognition
 
 DEFAULT_BATCH_SIZE = 8
 SHORTEST_WINDOW_SECONDS = 1.0

@@ -11,7 +11,7 @@ from tiny_audio import subtitles
 from tiny_audio.serve.fields import Options
 
 if TYPE_CHECKING:
-    from tiny_audio.hub.asr_longform import Recognition, Segment
+    from tiny_audio.hub.asr_merging import Recognition, Segment
 
 Encode = Callable[[str], list[int]]
 UNKNOWN_LANGUAGE = "unknown"

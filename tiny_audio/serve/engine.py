@@ -33,7 +33,8 @@ from tiny_audio.hub.asr_audio import (
     describe_source,
     read_blocks,
 )
-from tiny_audio.hub.asr_longform import Recogniser, Recognition, Segment, TextStream
+from tiny_audio.hub.asr_longform import Recogniser, TextStream
+from tiny_audio.hub.asr_merging import Recognition, Segment
 from tiny_audio.hub.asr_windows import Window
 from tiny_audio.serve.metrics import Metrics
 

@@ -1,0 +1,1 @@
+../../tiny_audio/hub/asr_merging.py
