@@ -24,7 +24,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers import Trainer as StockTrainer
 from tricks import WHISPER_SECONDS, new_tokens_for
 
-from tiny_audio.data.batching import plan_epoch
+from tiny_audio.data.batching import plan_window
 from tiny_audio.hub import asr_drafting
 from tiny_audio.hub.asr_encoders import run_encoder
 from tiny_audio.hub.asr_lora import inject_lora
@@ -111,15 +111,15 @@ def plan_steps(clips: Sequence[Clip], clips_a_step: int, tricks: Tricks) -> list
     """The clips of an epoch by number, as passes of steps: equally many clips in each step."""
     seconds = np.array([clip.seconds for clip in clips])
     tokens = np.array([len(clip.text) for clip in clips])
-    plan: Any = {"seed": 0, "epoch": 0, "max_clips": clips_a_step}
+    plan: Any = {"seed": [0, 0], "max_clips": clips_a_step}
     if tricks.like_length:
-        steps = list(plan_epoch(seconds, tokens, batch_seconds=math.inf, **plan))
+        steps = list(plan_window(seconds, tokens, batch_seconds=math.inf, **plan))
     else:
         order = np.random.default_rng(0).permutation(len(clips))
         steps = [rows.tolist() for rows in np.split(order, range(clips_a_step, len(clips), clips_a_step))]
     if not tricks.bounded_pass:
         return [[step] for step in steps]
-    passes = (plan_epoch(seconds[step], tokens[step], batch_seconds=PASS_SECONDS, **plan) for step in steps)
+    passes = (plan_window(seconds[step], tokens[step], batch_seconds=PASS_SECONDS, **plan) for step in steps)
     return [[[step[i] for i in rows] for rows in plan] for step, plan in zip(steps, passes, strict=True)]
 
 
