@@ -24,6 +24,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 # Below this many positions saved, a pass for the prompt alone costs what it saves: it reads every weight once more.
 SHARE_FROM_POSITIONS = 128
+READS_ALONE = "reads_prompts_alone"  # attribute of a decoder whose clips share no prompt
 # A check of this many tokens costs about what writing one does: both read every weight once.
 DRAFT_WINDOW = 16
 # How far ahead the draft is searched for the token that the decoder wrote in its place.
@@ -147,6 +148,8 @@ def read_with_shared_prompt(
     shared = int(differs.int().argmax())
     if shared * (len(input_ids) - 1) < SHARE_FROM_POSITIONS or not has_plain_cache(language_model.config):
         return None
+    if getattr(language_model, READS_ALONE, False):
+        return None
     cache = Cache(layer_class_to_replicate=LentPrompt)
     passes = [
         language_model(inputs_embeds=part, past_key_values=cache, use_cache=False).last_hidden_state
@@ -172,6 +175,14 @@ def train_checkpointed_layers(language_model: nn.Module) -> None:
             for name in rates:
                 setattr(module, name, 0.0)
         module.training = True
+
+
+def read_prompts_alone(language_model: nn.Module) -> None:
+    """From now on, each row reads its own prompt in training.
+
+    That is for a model whose layers must run equally often in all processes, however many clips each of them has.
+    """
+    setattr(language_model, READS_ALONE, True)
 
 
 def allow_lent_prompts(language_model: nn.Module) -> None:

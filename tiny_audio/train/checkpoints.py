@@ -28,6 +28,7 @@ from tiny_audio.files import check_space, replace_folder
 from tiny_audio.hub.asr_checkpoint import WEIGHTS_FILE, load_own_state_dict, own_state_dict
 from tiny_audio.hub.asr_encoders import first_line
 from tiny_audio.train.optimizer import hidden_matrices, load_optimizer_state
+from tiny_audio.train.sharding import like, whole_memory, whole_weights
 
 OPTIMIZER_FILE = "optimizer.pt"
 STATE_FILE = "state.json"
@@ -64,11 +65,11 @@ def save_checkpoint(
         UserError: the disk is full; what was there before is untouched and nothing half-written stays.
     """
     target = folder / f"{PREFIX}{progress.step}"
+    weights, memory = contents(model, optimizer)
     with replace_folder(target, "free some, then go on with training.resume=true") as partial:
-        weights = {name: weight.contiguous() for name, weight in _weights_to_save(model).items()}
-        save_file(weights, partial / WEIGHTS_FILE)
+        save_file({name: weight.contiguous() for name, weight in weights.items()}, partial / WEIGHTS_FILE)
         with (partial / OPTIMIZER_FILE).open("wb") as file:  # torch's own does not say that the disk is full
-            torch.save(optimizer.state_dict(), file)
+            torch.save(memory, file)
         (partial / STATE_FILE).write_text(
             json.dumps({**asdict(progress), **_random_states()}), encoding="utf-8"
         )
@@ -77,6 +78,13 @@ def save_checkpoint(
     for old in (*too_old, *unfinished):
         shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def contents(
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Weights and the optimiser's memory for a checkpoint; of a sharded model, all processes ask together."""
+    return whole_weights(model, _weights_to_save(model)), whole_memory(model, optimizer.state_dict())
 
 
 def _weights_to_save(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -182,6 +190,8 @@ def load_checkpoint(path: Path, model: PreTrainedModel, optimizer: torch.optim.O
         # weights_only: a checkpoint is data, whoever made it; it must not be able to run code.
         saved = torch.load(path / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
     try:
+        current = model.state_dict()
+        weights = {name: like(weight, current.get(name)) for name, weight in weights.items()}
         load_own_state_dict(model, weights, str(path))
         load_optimizer_state(optimizer, model, saved)
     except MISFITS as error:

@@ -161,6 +161,7 @@ class TrainingSettings:
     gradient_accumulation_steps: int = number(1)
     bf16: Any = choice("auto", True, False)
     gradient_checkpointing: bool
+    sharding: str = choice("none", "full")
     num_workers: int = number(0)
     logging_steps: int = number(1)
     eval_steps: int = number(1)

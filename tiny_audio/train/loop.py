@@ -30,9 +30,10 @@ from tiny_audio.errors import UserError
 from tiny_audio.hub.asr_audio import SAMPLING_RATE
 from tiny_audio.hub.asr_losses import CTC_PADDING, IGNORE_LABEL, LossWeights
 from tiny_audio.train.build import loss_weights
-from tiny_audio.train.checkpoints import Progress, save_checkpoint
+from tiny_audio.train.checkpoints import Progress, contents, save_checkpoint
 from tiny_audio.train.optimizer import build_optimizer, learning_rate_factor
 from tiny_audio.train.records import StepLog
+from tiny_audio.train.sharding import assemble, callable_in_parts, shard, whole
 from tiny_audio.train.skipping import SKIPPED_FILE, check_repetition, json_number, judge_step
 from tiny_audio.train.speed import SpeedMeter
 
@@ -98,9 +99,13 @@ class Trainer:
             model.activation_checkpointing_enable()
         if self.accelerator.mixed_precision == "bf16":
             cast_frozen(model, torch.bfloat16)
+        self.skeleton = None  # of a sharded model
+        if self.settings.sharding == "full" and self.accelerator.num_processes > 1:
+            self.skeleton = shard(model, self.accelerator.device)
         self.optimizer = build_optimizer(model, self.settings)
         self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.model, self.optimizer = self.accelerator.prepare(model, self.optimizer)
+        self.model = model if self.is_sharded else self.accelerator.prepare(model)
+        self.optimizer = self.accelerator.prepare(self.optimizer)
         self.progress = Progress()
         self._totals: dict[str, float] = {}
         self._stop_agreed = False  # by all processes
@@ -111,6 +116,10 @@ class Trainer:
     @property
     def bare_model(self) -> Any:
         return self.accelerator.unwrap_model(self.model)
+
+    @property
+    def is_sharded(self) -> bool:
+        return self.skeleton is not None
 
     def run(self) -> Progress:
         """Trains to the end. Ctrl-C finishes the step, saves, and raises KeyboardInterrupt.
@@ -137,6 +146,8 @@ class Trainer:
                     self.save()
                     self._part()
                     raise KeyboardInterrupt
+        if self.is_sharded:
+            self.skeleton = assemble(self.skeleton, self.model)
         self._part()
         return self.progress
 
@@ -149,11 +160,16 @@ class Trainer:
         if self.accelerator.num_processes > 1:
             self.model = self.bare_model
             self.accelerator.free_memory()
+            if self.is_sharded:
+                self.model, self.optimizer = self.skeleton, None
+                self.model.to(self.accelerator.device)
             self.accelerator.end_training()
 
     def save(self) -> None:
         """Writes a checkpoint of this step, unless it is there already (Ctrl-C can come right after a save)."""
-        if self.accelerator.is_main_process and self._saved_step != self.progress.step:
+        if self._saved_step == self.progress.step:
+            return
+        if self.accelerator.is_main_process:
             self.count_time()
             checkpoint = save_checkpoint(
                 self.folder / "checkpoints",
@@ -162,9 +178,11 @@ class Trainer:
                 self.progress,
                 self.settings.save_total_limit,
             )
-            self._saved_step = self.progress.step
             if self.saved is not None:
                 self.saved(checkpoint)
+        elif self.is_sharded:
+            contents(self.model, self.optimizer)
+        self._saved_step = self.progress.step
 
     def count_time(self) -> None:
         """Brings `progress.wall_seconds` up to now."""
@@ -217,7 +235,9 @@ class Trainer:
             pieces = [part for piece in pieces for part in split_above(piece, self._too_large)]
             result = self._accumulate(pieces, weights, counts)
         losses, terms, infeasible = result
-        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm))
+        norm = float(
+            whole(self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm))
+        )
         (loss,) = self._sum_over_processes([losses])  # as the norm is: what is decided on, all decide
         reason = judge_step(self.progress, loss, norm, self.settings.max_grad_norm)
         if reason is None:
@@ -287,7 +307,7 @@ class Trainer:
                 inputs = {key: value.to(self.accelerator.device) for key, value in piece.items()}
                 with self.accelerator.autocast():
                     output = self.model(**inputs, loss_weights=weights, normalizers=counts)
-                # DDP averages gradients over the processes; the counts are already those of all of them.
+                # DDP and FSDP average gradients over the processes; the counts are already those of all of them.
                 self.accelerator.backward(output.loss * self.accelerator.num_processes)
             except RuntimeError as error:
                 # Other processes would wait for ever for a process that takes more pieces than they do.
@@ -371,11 +391,11 @@ class Trainer:
         line = self._metrics() if step % settings.logging_steps == 0 or last else {}
         # Before the decoder's first step it has nothing to say.
         listens = step > self.config.ctc.alone_share * settings.max_steps
-        evaluate = self.evaluate if self.accelerator.is_main_process else None  # the others wait for it
-        if evaluate is not None and listens and (step % settings.eval_steps == 0 or last):
+        if self.evaluate is not None and listens and (step % settings.eval_steps == 0 or last):
             started = time.perf_counter()
             self.model.eval()
-            line = {**(line or {"step": step}), **evaluate()}
+            with callable_in_parts(self.model):
+                line = {**(line or {"step": step}), **self.evaluate()}
             self.model.train()
             self._log_start += time.perf_counter() - started  # the speed is that of training
         if line and self.accelerator.is_main_process:

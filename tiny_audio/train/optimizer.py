@@ -11,6 +11,8 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from tiny_audio.train.sharding import like
+
 PART_RATES = {  # name prefix -> key of its own learning rate; all else (projector, heads) uses training.learning_rate
     "model.audio_tower.": "encoder_learning_rate",
     "model.language_model.": "decoder_learning_rate",
@@ -84,8 +86,12 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, sav
         for name, number in zip(group["names"], group["params"], strict=True)
         if number in saved["state"]  # a weight that has had no gradient yet is not
     }
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     state = {
-        number: memory[name]
+        number: {
+            key: value if key == "step" else like(value, weights[number])
+            for key, value in memory[name].items()
+        }
         for group in now["param_groups"]
         for name, number in zip(group["names"], group["params"], strict=True)
         if name in memory

@@ -41,6 +41,7 @@ from tiny_audio.train.listening import ListeningMonitor, listening_gap
 from tiny_audio.train.loop import Trainer
 from tiny_audio.train.progress import TrainingDisplay
 from tiny_audio.train.records import StepLog, draw_loss, run_folder
+from tiny_audio.train.sharding import check_sharding
 from tiny_audio.train.speed import build_meter
 from tiny_audio.train.trackers import Sample, Trackers
 from tiny_audio.train.window import choose_window
@@ -82,6 +83,7 @@ def run(config: DictConfig) -> RunResult | None:
     checkpoint = find_checkpoint(config.training.resume, folder / "checkpoints")
     if checkpoint is None:
         check_start(config.init_from, folder)
+    check_sharding(config.training)
     budgets = budgets_to_go_on_with(config, checkpoint)
     # All that can be wrong with the data is found before a model of gigabytes is built.
     cached = config.data.features_cache is not None
@@ -95,6 +97,10 @@ def run(config: DictConfig) -> RunResult | None:
         data.note_problem = _unusable_notes(folder, lambda text: None)
         trainer = Trainer(config, model, data, folder, report=lambda line: None)
         settle_batches(trainer, processor, budgets, note=lambda text: None)
+        if trainer.is_sharded:  # the first process cannot evaluate alone
+            trainer.evaluate = DevEvaluation(
+                trainer, processor, dev, config.training.eval_samples, lambda text: None, lambda *shown: None
+            )
         _train_along(trainer, checkpoint)
         return None
     check_room(folder, model, config.training, checkpoint)
@@ -305,12 +311,13 @@ class DevEvaluation:
             return {}
         recogniser = TinyAudioProvider(self.trainer.bare_model, self.processor)
         metrics, pairs = evaluate_batches(recogniser.transcribe, self.batches, self.normalizer)
-        write_samples(
-            self.folder / "samples.txt",
-            pairs[:NUM_SAMPLES_KEPT],
-            self.normalizer,
-            heading=f"dev set after step {self.trainer.progress.step}: WER {metrics.wer:.4f}",
-        )
+        if self.trainer.accelerator.is_main_process:
+            write_samples(
+                self.folder / "samples.txt",
+                pairs[:NUM_SAMPLES_KEPT],
+                self.normalizer,
+                heading=f"dev set after step {self.trainer.progress.step}: WER {metrics.wer:.4f}",
+            )
         # Short clips to long ones, the same ones every time.
         every = math.ceil(len(pairs) / NUM_SAMPLES_SHOWN)
         shown = [Sample(self.clips[i][0], *pairs[i]) for i in range(0, len(pairs), every)]
