@@ -101,7 +101,8 @@ def save_skeleton(model: Any, processor: Any, folder: Path) -> None:
 
     config = copy.deepcopy(model.config)
     config.auto_map, config.custom_pipelines = AUTO_MAP, CUSTOM_PIPELINES
-    config.architectures, config.dtype = [type(model).__name__], model.dtype
+    # A sharded model's class has another name in front.
+    config.architectures, config.dtype = [type(model).__name__.removeprefix("FSDP")], model.dtype
     for part in (config, model.generation_config, processor):
         part.save_pretrained(folder)
 

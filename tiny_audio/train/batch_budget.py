@@ -36,7 +36,8 @@ from tiny_audio.hub.asr_encoders import encoder_output_length, encoder_width
 from tiny_audio.hub.asr_processing import TinyAudioProcessor
 from tiny_audio.provenance import hardware
 from tiny_audio.train.build import AUTO, fixed_batch_seconds, loss_weights
-from tiny_audio.train.loop import MODEL_INPUTS, Trainer, is_out_of_memory
+from tiny_audio.train.loop import MODEL_INPUTS, Trainer
+from tiny_audio.train.pieces import is_out_of_memory
 
 BUDGETS_FILE = "batch_budgets.json"
 # Of what fitted. The rest is for memory that lies in pieces too small for a tensor, which comes with batches of many

@@ -32,8 +32,9 @@ from tiny_audio.hub.asr_losses import CTC_PADDING, IGNORE_LABEL, LossWeights
 from tiny_audio.train.build import loss_weights
 from tiny_audio.train.checkpoints import Progress, contents, save_checkpoint
 from tiny_audio.train.optimizer import build_optimizer, learning_rate_factor
+from tiny_audio.train.pieces import is_out_of_memory, size_of, split_above
 from tiny_audio.train.records import StepLog
-from tiny_audio.train.sharding import assemble, callable_in_parts, shard, whole
+from tiny_audio.train.sharding import assemble, evaluation, shard, whole
 from tiny_audio.train.skipping import SKIPPED_FILE, check_repetition, json_number, judge_step
 from tiny_audio.train.speed import SpeedMeter
 
@@ -99,9 +100,8 @@ class Trainer:
             model.activation_checkpointing_enable()
         if self.accelerator.mixed_precision == "bf16":
             cast_frozen(model, torch.bfloat16)
-        self.skeleton = None  # of a sharded model
-        if self.settings.sharding == "full" and self.accelerator.num_processes > 1:
-            self.skeleton = shard(model, self.accelerator.device)
+        shards = self.settings.sharding == "full" and self.accelerator.num_processes > 1
+        self.skeleton = shard(model, self.accelerator.device) if shards else None
         self.optimizer = build_optimizer(model, self.settings)
         self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.model = model if self.is_sharded else self.accelerator.prepare(model)
@@ -159,11 +159,11 @@ class Trainer:
         """
         if self.accelerator.num_processes > 1:
             self.model = self.bare_model
-            self.accelerator.free_memory()
-            if self.is_sharded:
+            if self.is_sharded:  # the shares go before the whole comes
                 self.model, self.optimizer = self.skeleton, None
-                self.model.to(self.accelerator.device)
+            self.accelerator.free_memory()
             self.accelerator.end_training()
+            self.model.to(self.accelerator.device)
 
     def save(self) -> None:
         """Writes a checkpoint of this step, unless it is there already (Ctrl-C can come right after a save)."""
@@ -259,6 +259,8 @@ class Trainer:
     ) -> None:
         """Writes down a step that is not taken, with its clips on all processes. Raises UserError when that repeats."""
         progress, file = self.progress, self.folder / SKIPPED_FILE
+        with evaluation(self.model):  # without dropout, which would draw random numbers
+            clips = list(self._clips(batches, weights))
         record = {
             "step": progress.step,
             "reason": reason,
@@ -266,30 +268,35 @@ class Trainer:
             "gradient_norm": json_number(norm),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "epoch": batches[-1]["epoch"],
-            "clips": gather_object([clip for batch in batches for clip in self._clips(batch, weights)]),
+            "clips": gather_object(clips),
         }
         if self.accelerator.is_main_process:
             self._skipped_log.write(record)
             logger.warning("step %d is skipped: %s; its clips are in %s", progress.step, reason, file)
         check_repetition(progress, record, file)
 
-    def _clips(self, batch: dict[str, Any], weights: LossWeights) -> Iterator[dict[str, Any]]:
-        """What to look at of a batch: each clip, and its loss by itself."""
-        self.model.eval()  # without dropout, which would draw random numbers
-        for row, (clip, num_samples) in enumerate(zip(batch["clips"], batch["num_samples"], strict=True)):
+    def _clips(self, batches: list[dict[str, Any]], weights: LossWeights) -> Iterator[dict[str, Any]]:
+        """What to look at of a step: each clip of this process, and its loss by itself."""
+        rows = [(batch, row) for batch in batches for row in range(len(batch["clips"]))]
+        # Of a sharded model, a pass is one of all processes: who has fewer clips takes its last one again.
+        passes = max(gather_object([len(rows)])) if self.is_sharded else len(rows)
+        for number in range(passes):
+            batch, row = rows[min(number, len(rows) - 1)]
             inputs = {key: batch[key][row : row + 1] for key in MODEL_INPUTS if key in batch}
             inputs = {key: value.to(self.accelerator.device) for key, value in inputs.items()}
             with torch.no_grad(), self.accelerator.autocast():
                 loss = float(self.bare_model(**inputs, loss_weights=weights).loss)
+            if number >= len(rows):
+                continue
+            clip = batch["clips"][row]
             utterance = self.data.utterance(clip.row)
             yield {
                 "id": utterance.id,
                 "audio": str(utterance.audio),
                 "text": clip.recipe.text if clip.recipe else utterance.text,
-                "seconds": round(num_samples / SAMPLING_RATE, 2),
+                "seconds": round(batch["num_samples"][row] / SAMPLING_RATE, 2),
                 "loss": json_number(loss),
             }
-        self.model.train()
 
     def _accumulate(
         self, pieces: list[dict[str, Any]], weights: LossWeights, counts: dict[str, float]
@@ -393,10 +400,8 @@ class Trainer:
         listens = step > self.config.ctc.alone_share * settings.max_steps
         if self.evaluate is not None and listens and (step % settings.eval_steps == 0 or last):
             started = time.perf_counter()
-            self.model.eval()
-            with callable_in_parts(self.model):
+            with evaluation(self.model):
                 line = {**(line or {"step": step}), **self.evaluate()}
-            self.model.train()
             self._log_start += time.perf_counter() - started  # the speed is that of training
         if line and self.accelerator.is_main_process:
             self.report({**line, **self.dollars()})
@@ -442,31 +447,6 @@ def seed_process(seed: int, process_index: int, step: int) -> None:
     if process_index > 0:
         state = np.random.SeedSequence([seed, process_index, step]).generate_state(1, np.uint64)
         torch.manual_seed(int(state[0]))
-
-
-def size_of(piece: dict[str, Any]) -> int:
-    """What the memory of a pass grows with: clips times feature length, padding included."""
-    return piece["input_features_mask"].numel()
-
-
-def split_above(piece: dict[str, Any], too_large: float) -> list[dict[str, Any]]:
-    """The model inputs of a batch in parts below a size, or of a single clip."""
-    num_clips = len(piece["input_ids"])
-    if size_of(piece) < too_large or num_clips == 1:
-        return [piece]
-    middle = num_clips // 2
-    halves = (
-        {key: value[rows] for key, value in piece.items()} for rows in (slice(middle), slice(middle, None))
-    )
-    return [part for half in halves for part in split_above(half, too_large)]
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Also where PyTorch has no exception of its own for it: on CPUs and Apple GPUs."""
-    words = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        told in words for told in ("out of memory", "can't allocate memory", "not enough memory")
-    )
 
 
 def mixed_precision(bf16: bool | str) -> str:

@@ -41,6 +41,7 @@ from tiny_audio.train.listening import ListeningMonitor, listening_gap
 from tiny_audio.train.loop import Trainer
 from tiny_audio.train.progress import TrainingDisplay
 from tiny_audio.train.records import StepLog, draw_loss, run_folder
+from tiny_audio.train.sharding import KEY as SHARDING
 from tiny_audio.train.sharding import check_sharding
 from tiny_audio.train.speed import build_meter
 from tiny_audio.train.trackers import Sample, Trackers
@@ -117,6 +118,8 @@ def run(config: DictConfig) -> RunResult | None:
                 started=started,
             )
             settle_batches(trainer, processor, budgets, display.note)
+            if config.training.sharding == "full" and not trainer.is_sharded:
+                display.note(f"{SHARDING}: there is one process, which holds all; torchrun starts several")
             for note in data.summary():
                 display.note(note)
             data.note_problem = _unusable_notes(folder, display.note)
@@ -143,6 +146,7 @@ def run(config: DictConfig) -> RunResult | None:
                 hub_id = config.training.hub_model_id
                 uploads = BackgroundPush(hub_id, folder, trainer.bare_model, processor, display.note)
                 trainer.saved = uploads.offer
+            del model  # of a sharded one, the shares shall go when training ends
             try:
                 progress = trainer.run()
             finally:

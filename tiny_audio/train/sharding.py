@@ -77,9 +77,13 @@ def is_sharded(model: Any) -> bool:
 def layers(tower: nn.Module) -> nn.ModuleList:
     """The transformer layers of a tower: of its lists of modules, the one with the most weights.
 
-    Convolutions of an encoder are such a list, too, but some run once for each clip (`asr_encoder_forward`).
+    The convolutions before them are such a list, too, but some run once for each clip (`asr_encoder_forward`).
     """
-    stacks = [module for module in tower.modules() if isinstance(module, nn.ModuleList)]
+    stacks = [
+        module
+        for name, module in tower.named_modules()
+        if isinstance(module, nn.ModuleList) and not name.startswith("feature_extractor")
+    ]
     if not stacks:
         raise UserError(
             f"{KEY}: {type(tower).__name__} has no list of layers to shard; set training.sharding=none"
@@ -175,15 +179,19 @@ def assemble(skeleton: Any, model: Any) -> Any:
 
 
 @contextmanager
-def callable_in_parts(model: Any) -> Iterator[None]:
-    """Inside, parts of a sharded model can be called without the whole of it, as generation does."""
-    if not is_sharded(model):
-        yield
-        return
-    model.unshard()
+def evaluation(model: Any) -> Iterator[None]:
+    """Inside, a model in training is in eval mode, and parts of a sharded one can be called, as generation does.
+
+    Its layers are sharded still, and so every call one of all processes.
+    """
+    model.eval()
+    if is_sharded(model):
+        model.unshard()  # its own weights, not those of its layers
     try:
         yield
     finally:
-        model.reshard()
-        # It is known to be up to date by its weights, and a sharded weight does not tell when it changes.
-        vars(model).pop("_recalled_prompt", None)
+        if is_sharded(model):
+            model.reshard()
+            # It is told to be out of date by the weights, and shares of weights do not say when they change.
+            vars(model).pop("_recalled_prompt", None)
+        model.train()
