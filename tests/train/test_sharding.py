@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from tests.hub.encoder_towers import every_variant, make_clips, make_tower, pad_clips
 from tests.tiny_models import examples, save_bases, tiny_model
-from tests.train.short_runs import break_clip, settings, weights, write_speech
+from tests.train.short_runs import break_clip, break_features, settings, weights, write_speech
 from tests.train.test_processes import SCRIPT, train
 from tiny_audio.errors import UserError
 from tiny_audio.hub.asr_drafting import read_prompts_alone
@@ -25,7 +27,9 @@ from tiny_audio.train.skipping import SKIPPED_FILE
 
 SHARDED = "training.sharding=full"
 ADAMW = "training.optimizer=adamw"  # nano's own needs whole matrices
-LONG_PROMPT = "model.prompt='Somebody speaks. Write down every word of it, and write down nothing else: <audio>'"
+LONG_PROMPT = (
+    "model.prompt='Somebody speaks. Write down every word of it, and write down nothing else: <audio>'"
+)
 
 # Each process writes down what it holds of all, once it trains.
 SCRIPT_WITH_SCALES = f"""
@@ -104,6 +108,15 @@ def test_two_processes_go_on_with_a_shared_model_as_one_would_and_one_goes_on_af
     assert_close(weights(again / "model"), weights(one / "model"))
 
 
+@pytest.fixture
+def _own_precision() -> Iterator[None]:
+    """accelerate keeps the precision of a process's first run for all later ones."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+@pytest.mark.usefixtures("_own_precision")
 def test_frozen_towers_in_bfloat16_with_adapters_and_a_step_that_is_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,11 +139,10 @@ def test_frozen_towers_in_bfloat16_with_adapters_and_a_step_that_is_skipped(
         "peft.r=4",
         "peft.target_modules=[q_proj,v_proj]",
     )
-    breaking = "from tests.train.short_runs import break_features\nbreak_features()\n"
-    alone = train(1, speech, tmp_path / "alone", *options, script=breaking + SCRIPT)
-    sharded = train(
-        2, speech, tmp_path / "sharded", *options, SHARDED, script=breaking + SCRIPT_WITH_SCALES
-    )
+    break_features(monkeypatch.setattr)
+    alone = train(1, speech, tmp_path / "alone", *options)
+    script = f"from tests.train.short_runs import break_features\nbreak_features()\n{SCRIPT_WITH_SCALES}"
+    sharded = train(2, speech, tmp_path / "sharded", *options, SHARDED, script=script)
     one, two = (read_metrics(tmp_path / name / SKIPPED_FILE) for name in ("alone", "sharded"))
     assert len(alone) == 6 - len(one) < 6 and sharded == pytest.approx(alone, rel=1e-3)
     for clip, same in zip(one[0]["clips"], two[0]["clips"], strict=True):
@@ -167,11 +179,13 @@ def test_each_layer_of_the_decoder_runs_once_although_clips_begin_alike() -> Non
     for layer in layers(language_model):
         layer.register_forward_hook(lambda module, *_: runs.update([module]))
     batch = processor.collate(examples(processor))
-    shared = model(**batch).loss
+    with torch.no_grad():
+        shared = model(**batch).loss
     assert set(runs.values()) == {2}  # the prompt, and what comes behind it
     read_prompts_alone(language_model)
     runs.clear()
-    assert float(model(**batch).loss) == pytest.approx(float(shared), rel=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch).loss, shared)
     assert runs == Counter(layers(language_model))
 
 

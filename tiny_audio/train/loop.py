@@ -102,7 +102,7 @@ class Trainer:
             cast_frozen(model, torch.bfloat16)
         shards = self.settings.sharding == "full" and self.accelerator.num_processes > 1
         self.skeleton = shard(model, self.accelerator.device) if shards else None
-        self.optimizer = build_optimizer(model, self.settings)
+        self.optimizer: Any = build_optimizer(model, self.settings)
         self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.model = model if self.is_sharded else self.accelerator.prepare(model)
         self.optimizer = self.accelerator.prepare(self.optimizer)

@@ -5,8 +5,8 @@ weights of a transformer layer come together just before it runs and part right 
 heads, projector) are together while a batch goes through the model. So every pass is one of all processes: none may run
 a layer once more or less than the others.
 
-PyTorch's `fully_shard` does that, accelerate all else. Accelerate's own way to it does not run on CPUs, casts what trains
-to bfloat16 as a whole where autocast decides operation by operation, and takes embeddings apart from what surrounds them.
+PyTorch's `fully_shard` does that, accelerate all else. Accelerate's own way to it knows no CPUs, casts all that trains
+to bfloat16 where autocast decides for each operation, and gathers embeddings apart, which we also use by themselves.
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tiny_audio.errors import UserError
 from tiny_audio.hub.asr_drafting import read_prompts_alone
 
 KEY = "training.sharding=full"
-SCALARS = "sharded_scalars"  # attribute of a sharded model: names of its weights that have no dimension by rights
+SCALARS = (
+    "sharded_scalars"  # attribute of a sharded model: names of its weights that have no dimension by rights
+)
 
 
 def check_sharding(settings: DictConfig) -> None:
@@ -58,6 +57,10 @@ def shard(model: Any, device: torch.device) -> Any:
     Raises:
         UserError: a tower has no stack of layers to shard by.
     """
+    # Here and below, and not above: some builds of PyTorch have no such modules.
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     empty = {id(weight): _empty(weight) for weight in model.parameters()}
     skeleton = copy.deepcopy(model, dict(empty))
     read_prompts_alone(model.model.language_model)
@@ -71,7 +74,7 @@ def shard(model: Any, device: torch.device) -> Any:
 
 
 def is_sharded(model: Any) -> bool:
-    return isinstance(model, FSDPModule)
+    return hasattr(model, SCALARS)
 
 
 def layers(tower: nn.Module) -> nn.ModuleList:
@@ -108,14 +111,19 @@ def _scalars_to_rows(model: nn.Module) -> frozenset[str]:
 # Whole tensors, which all processes ask for together -------------------------------------------------------------
 
 
+def _is_share(value: Any) -> bool:
+    """Whether it is a `DTensor`."""
+    return hasattr(value, "full_tensor")
+
+
 def whole(value: Any) -> Any:
-    """A tensor's shares put together."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    """A tensor's shares put together, in every process."""
+    return value.full_tensor() if _is_share(value) else value
 
 
 def _on_first(value: Any, is_scalar: bool = False) -> Any:
     """A whole tensor in the first process's memory, without its row of one; nothing of it elsewhere."""
-    if not isinstance(value, DTensor):
+    if not _is_share(value):
         return value
     full = whole(value.detach())
     if torch.distributed.get_rank() != 0:
@@ -145,7 +153,8 @@ def whole_memory(model: Any, memory: dict[str, Any]) -> dict[str, Any]:
     }
     state = {
         number: {
-            key: _on_first(value, names[number] in getattr(model, SCALARS)) for key, value in of_weight.items()
+            key: _on_first(value, names[number] in getattr(model, SCALARS))
+            for key, value in of_weight.items()
         }
         for number, of_weight in memory["state"].items()
     }
@@ -154,8 +163,10 @@ def whole_memory(model: Any, memory: dict[str, Any]) -> dict[str, Any]:
 
 def like(value: Any, current: Any) -> Any:
     """`value`, which every process has whole, cut as `current` is; as it is, where that is no share of a tensor."""
-    if not isinstance(current, DTensor) or not isinstance(value, Tensor) or value.numel() != current.numel():
+    if not _is_share(current) or not isinstance(value, Tensor) or value.numel() != current.numel():
         return value
+    from torch.distributed.tensor import distribute_tensor
+
     # No process tells the others what they have read themselves.
     return distribute_tensor(
         value.reshape(current.shape).to(current.device),
@@ -192,6 +203,6 @@ def evaluation(model: Any) -> Iterator[None]:
     finally:
         if is_sharded(model):
             model.reshard()
-            # It is told to be out of date by the weights, and shares of weights do not say when they change.
+            # The weights tell whether it is out of date, and shares of weights may not say that they have changed.
             vars(model).pop("_recalled_prompt", None)
         model.train()
