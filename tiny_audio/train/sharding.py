@@ -25,9 +25,7 @@ from tiny_audio.errors import UserError
 from tiny_audio.hub.asr_drafting import read_prompts_alone
 
 KEY = "training.sharding=full"
-SCALARS = (
-    "sharded_scalars"  # attribute of a sharded model: names of its weights that have no dimension by rights
-)
+SCALARS = "sharded_scalars"  # attribute of a sharded model: names of its weights that had no dimension
 
 
 def check_sharding(settings: DictConfig) -> None:
@@ -162,17 +160,18 @@ def whole_memory(model: Any, memory: dict[str, Any]) -> dict[str, Any]:
 
 
 def like(value: Any, current: Any) -> Any:
-    """`value`, which every process has whole, cut as `current` is; as it is, where that is no share of a tensor."""
-    if not _is_share(current) or not isinstance(value, Tensor) or value.numel() != current.numel():
+    """`value`, which every process has whole, cut as `current` is; as it is, where that is no share of such a tensor."""
+    if not _is_share(current) or not isinstance(value, Tensor):
+        return value
+    if value.ndim == 0:
+        value = value[None]
+    if value.shape != current.shape:
         return value
     from torch.distributed.tensor import distribute_tensor
 
     # No process tells the others what they have read themselves.
     return distribute_tensor(
-        value.reshape(current.shape).to(current.device),
-        current.device_mesh,
-        current.placements,
-        src_data_rank=None,
+        value.to(current.device), current.device_mesh, current.placements, src_data_rank=None
     )
 
 
