@@ -210,3 +210,11 @@ def test_a_second_way_of_sharding_is_refused(
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as `accelerate launch --use_fsdp` sets it
     with pytest.raises(UserError, match=f"by {SHARDED}: launch without it"):
         run(settings(speech, tmp_path / "run"))
+
+
+def test_one_process_trains_as_ever_and_says_so(
+    speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(settings(speech, tmp_path / "run", SHARDED, ADAMW, "ctc.alone_share=1", "training.max_steps=1"))
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{SHARDED}: there is one process, which holds all" in said

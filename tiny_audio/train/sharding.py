@@ -160,7 +160,7 @@ def whole_memory(model: Any, memory: dict[str, Any]) -> dict[str, Any]:
 
 
 def like(value: Any, current: Any) -> Any:
-    """`value`, which every process has whole, cut as `current` is; as it is, where that is no share of such a tensor."""
+    """`value`, which every process has whole, cut as `current` is; unchanged where that is no share of such a tensor."""
     if not _is_share(current) or not isinstance(value, Tensor):
         return value
     if value.ndim == 0:
