@@ -13,16 +13,18 @@ import torch
 from accelerate.state import AcceleratorState
 
 from tests.hub.encoder_towers import every_variant, make_clips, make_tower, pad_clips
-from tests.tiny_models import examples, save_bases, tiny_model
-from tests.train.short_runs import break_clip, break_features, settings, weights, write_speech
+from tests.tiny_models import examples, noise, save_bases, tiny_model
+from tests.train.short_runs import assert_same, break_clip, break_features, settings, weights, write_speech
 from tests.train.test_processes import SCRIPT, train
 from tiny_audio.errors import UserError
 from tiny_audio.hub.asr_drafting import read_prompts_alone
 from tiny_audio.hub.asr_encoders import run_encoder
+from tiny_audio.hub.asr_longform import transcribe_waveforms
+from tiny_audio.hub.asr_modeling import TinyAudioForConditionalGeneration
 from tiny_audio.train.checkpoints import OPTIMIZER_FILE
 from tiny_audio.train.records import read_metrics
 from tiny_audio.train.run import run
-from tiny_audio.train.sharding import layers
+from tiny_audio.train.sharding import assemble, evaluation, layers, shard
 from tiny_audio.train.skipping import SKIPPED_FILE
 
 SHARDED = "training.sharding=full"
@@ -187,6 +189,40 @@ def test_each_layer_of_the_decoder_runs_once_although_clips_begin_alike() -> Non
     with torch.no_grad():
         torch.testing.assert_close(model(**batch).loss, shared)
     assert runs == Counter(layers(language_model))
+
+
+@pytest.fixture
+def _group_of_one() -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("_group_of_one")
+def test_an_encoder_that_rests_in_training_is_there_for_evaluations() -> None:
+    """As with features that are kept on the disk. Evaluations recognise in inference mode, and score without it."""
+    model, processor = tiny_model("ctc.embedding_weight=0.3")
+    clips = [noise(seconds, seed) for seed, seconds in enumerate((0.9, 1.6))]
+    batch = dict(processor.collate(examples(processor)))
+    with torch.no_grad():
+        frames = model.get_audio_features(batch["input_features"], batch["input_features_mask"])
+    mask = torch.arange(frames.last_hidden_state.shape[1]) < frames.frame_lengths[:, None]
+    encoded = {**batch, "encoder_frames": frames.last_hidden_state.mT, "input_features_mask": mask}
+    del encoded["input_features"]
+    texts, loss = transcribe_waveforms(model, processor, clips), float(model(**batch).loss.detach())
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+
+    skeleton = shard(model, torch.device("cpu"))
+    model.train()(**encoded).loss.backward()
+    with evaluation(model):
+        assert transcribe_waveforms(model, processor, clips) == texts
+        with torch.no_grad():
+            assert float(model(**batch).loss) == pytest.approx(loss, rel=1e-5)
+    assert model.training and model.model.audio_tower.conv1.weight.placements[0].is_shard()
+    whole = assemble(skeleton, model)
+    assert_same(dict(whole.state_dict()), before)
+    assert type(whole) is TinyAudioForConditionalGeneration
+    assert whole.lm_head.weight is whole.get_input_embeddings().weight
 
 
 @pytest.mark.parametrize(

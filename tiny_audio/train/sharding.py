@@ -160,7 +160,7 @@ def whole_memory(model: Any, memory: dict[str, Any]) -> dict[str, Any]:
 
 
 def like(value: Any, current: Any) -> Any:
-    """`value`, which every process has whole, cut as `current` is; unchanged where that is no share of such a tensor."""
+    """`value`, which every process has whole, cut as `current` is; unchanged where that is no share of its like."""
     if not _is_share(current) or not isinstance(value, Tensor):
         return value
     if value.ndim == 0:
@@ -196,6 +196,10 @@ def evaluation(model: Any) -> Iterator[None]:
     """
     model.eval()
     if is_sharded(model):
+        # A layer that first came together in inference mode could do so nowhere else.
+        for layer in (*layers(model.model.audio_tower), *layers(model.model.language_model)):
+            layer.unshard()
+            layer.reshard()
         model.unshard()  # its own weights, not those of its layers
     try:
         yield
