@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.utils import gather_object
+from accelerate.utils import AutocastKwargs, gather_object
 from omegaconf import DictConfig
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -91,16 +91,18 @@ class Trainer:
         unused = DistributedDataParallelKwargs(find_unused_parameters=partly)
         patience = InitProcessGroupKwargs(timeout=timedelta(hours=LONGEST_WAIT_HOURS))
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # which accelerate overlooks on CPUs
+        shards = several and self.settings.sharding == "full"
+        # Autocast keeps a bfloat16 copy of each weight that trains until a pass is over: the whole model, at its end.
+        copies = AutocastKwargs(cache_enabled=not shards)
         self.accelerator = Accelerator(
             cpu=several and not torch.cuda.is_available(),
             mixed_precision=mixed_precision(self.settings.bf16),
-            kwargs_handlers=[unused, patience],
+            kwargs_handlers=[unused, patience, copies],
         )
         if self.settings.gradient_checkpointing:
             model.activation_checkpointing_enable()
         if self.accelerator.mixed_precision == "bf16":
             cast_frozen(model, torch.bfloat16)
-        shards = self.settings.sharding == "full" and self.accelerator.num_processes > 1
         self.skeleton = shard(model, self.accelerator.device) if shards else None
         self.optimizer: Any = build_optimizer(model, self.settings)
         self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
