@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -26,6 +27,7 @@ from tiny_audio.data.loader import TrainData
 from tiny_audio.data.sources import open_sources
 from tiny_audio.errors import UserError
 from tiny_audio.hub.asr_checkpoint import load_model
+from tiny_audio.hub.asr_projectors import PROJECTORS
 from tiny_audio.train import checkpoints
 from tiny_audio.train import run as run_module
 from tiny_audio.train.build import build_data, build_model
@@ -171,6 +173,14 @@ def test_golden_losses_of_the_nano_recipe(tmp_path: Path) -> None:
     Trainer(config, model, data, tmp_path, report=lines.append).run()
     losses = [round(line[key], 3) for line in lines for key in ("lm_loss", "ctc_loss") if key in line]
     assert losses == pytest.approx(GOLDEN_NANO_LOSSES, abs=0.01)
+
+
+@pytest.mark.parametrize("projector", sorted(set(PROJECTORS) - {"mlp"}))  # which all others here train
+def test_every_projector_goes_through_a_whole_run(projector: str, speech: Path, tmp_path: Path) -> None:
+    run(settings(speech, tmp_path / "run", f"model.projector_type={projector}", "training.max_steps=2"))
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert all(math.isfinite(line["loss"]) and line["utilization"] > 0 for line in lines)
+    assert ("balance_loss" in lines[-1]) == (projector == "moe")
 
 
 def test_the_decoder_rests_at_first(speech: Path, tmp_path: Path) -> None:

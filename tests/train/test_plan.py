@@ -75,6 +75,9 @@ def real_step(config: DictConfig, attention: str) -> tuple[float, float]:
         [],  # everything trains
         ["model.freeze_encoder=true", "model.freeze_decoder=true"],
         ["model.freeze_encoder=true", "encoder_lora.r=4", "model.freeze_decoder=true", "peft.r=4"],
+        ["model.projector_type=mosa"],
+        ["model.projector_type=moe"],
+        ["model.projector_type=qformer"],
     ],
 )
 def test_what_is_counted_is_what_the_model_does(overrides: list[str]) -> None:

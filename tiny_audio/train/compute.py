@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -28,6 +29,7 @@ from tiny_audio.hub.asr_encoders import encoder_family, run_encoder
 from tiny_audio.hub.asr_losses import LossWeights
 from tiny_audio.hub.asr_modeling import TinyAudioForConditionalGeneration
 from tiny_audio.hub.asr_processing import SAMPLING_RATE
+from tiny_audio.hub.asr_projectors import NUM_EXPERTS
 from tiny_audio.train.build import AUTO
 from tiny_audio.train.parameters import meta_model
 
@@ -235,7 +237,7 @@ def _cost(
     counter = FlopCounterMode(display=False)
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     FlashCount.flops = 0
-    with counter, hooks, torch.set_grad_enabled(trains):
+    with counter, EvenRouting(), hooks, torch.set_grad_enabled(trains):
         output = run()
         forward_flops = counter.get_total_flops() + FlashCount.flops
         if trains:
@@ -248,6 +250,16 @@ def _cost(
     # Each layer keeps what comes in; one at a time is computed again.
     inputs = checkpointed_layers * output.numel() * BYTES_OF_BF16
     return PartCost(part, flops, inputs, forward_flops, num_bytes / checkpointed_layers)
+
+
+class EvenRouting(TorchDispatchMode):
+    """Lets `MoEProjector` ask which tokens go to an expert, where there are no numbers: an equal share to each."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.nonzero.default and args[0].is_meta:
+            chosen = args[0]
+            return chosen.new_empty((chosen.numel() // NUM_EXPERTS, chosen.ndim), dtype=torch.int64)
+        return func(*args, **(kwargs or {}))
 
 
 class FlashCount(torch.autograd.Function):
