@@ -230,6 +230,7 @@ def test_an_encoder_that_rests_in_training_is_there_for_evaluations() -> None:
     [
         ((SHARDED, "training.optimizer=muon"), "training.optimizer=adamw"),
         ((SHARDED, ADAMW, "training.batch_seconds=auto"), "give the seconds"),
+        ((SHARDED, ADAMW, "training.compile=true"), "training.compile=false"),
     ],
 )
 def test_what_a_sharded_run_cannot_do_is_refused_at_once(

@@ -344,6 +344,7 @@ def _key(trainer: Trainer, processor: TinyAudioProcessor, buckets: Sequence[Leng
         ],
         "precision": trainer.accelerator.mixed_precision,
         "checkpointing": settings.gradient_checkpointing,
+        "compiled": settings.compile,
         "optimizer": settings.optimizer,
         "losses": asdict(_losses(trainer.config)),
         "encoded": trainer.config.data.features_cache is not None,

@@ -28,11 +28,7 @@ from tiny_audio.publish.upload import check_repo_id
 
 DEFAULT_EXPERIMENT = "nano"
 CONFIG_FOLDER = Path(configs.__file__).resolve().parent
-FREE_FORM = (
-    "model.encoder_config",
-    "model.decoder_config",
-    "model.feature_extractor",
-)  # keys of transformers
+FREE_FORM = ("model.encoder_config", "model.decoder_config", "model.feature_extractor")  # transformers' keys
 PROJECTOR_TYPES = ("mlp", "swiglu", "mosa", "moe", "qformer")
 
 
@@ -162,6 +158,7 @@ class TrainingSettings:
     bf16: Any = choice("auto", True, False)
     gradient_checkpointing: bool
     sharding: str = choice("none", "full")
+    compile: bool
     num_workers: int = number(0)
     logging_steps: int = number(1)
     eval_steps: int = number(1)

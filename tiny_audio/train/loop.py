@@ -31,6 +31,7 @@ from tiny_audio.hub.asr_audio import SAMPLING_RATE
 from tiny_audio.hub.asr_losses import CTC_PADDING, IGNORE_LABEL, LossWeights
 from tiny_audio.train.build import loss_weights
 from tiny_audio.train.checkpoints import Progress, contents, save_checkpoint
+from tiny_audio.train.compiling import compile_layers
 from tiny_audio.train.optimizer import build_optimizer, learning_rate_factor
 from tiny_audio.train.pieces import is_out_of_memory, size_of, split_above
 from tiny_audio.train.records import StepLog
@@ -101,6 +102,8 @@ class Trainer:
         )
         if self.settings.gradient_checkpointing:
             model.activation_checkpointing_enable()
+        if self.settings.compile:
+            compile_layers(model)
         if self.accelerator.mixed_precision == "bf16":
             cast_frozen(model, torch.bfloat16)
         self.skeleton = shard(model, self.accelerator.device) if shards else None

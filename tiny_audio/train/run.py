@@ -35,6 +35,7 @@ from tiny_audio.publish.background import BackgroundPush
 from tiny_audio.train.batch_budget import budgets_to_go_on_with, settle_batches
 from tiny_audio.train.build import build_data, build_model, check_start, trains_alignment_head
 from tiny_audio.train.checkpoints import check_room, find_checkpoint, load_checkpoint, put_aside
+from tiny_audio.train.compiling import check_compiler
 from tiny_audio.train.config import config_to_yaml
 from tiny_audio.train.features import open_store
 from tiny_audio.train.listening import ListeningMonitor, listening_gap
@@ -86,6 +87,8 @@ def run(config: DictConfig) -> RunResult | None:
         check_start(config.init_from, folder)
     check_sharding(config.training)
     budgets = budgets_to_go_on_with(config, checkpoint)
+    if config.training.compile:
+        check_compiler()
     # All that can be wrong with the data is found before a model of gigabytes is built.
     cached = config.data.features_cache is not None
     train_sources, dev = open_sources(config.data.train, with_audio=not cached), open_source(config.data.eval)

@@ -37,6 +37,8 @@ def check_sharding(settings: DictConfig) -> None:
         )
     if settings.sharding == "none":
         return
+    if settings.compile:
+        raise UserError(f"{KEY}: compiled layers cannot be sharded yet; set training.compile=false")
     if settings.optimizer == "muon":
         raise UserError(f"{KEY}: Muon needs whole matrices; set training.optimizer=adamw, or sharding=none")
     if settings.batch_seconds == "auto":
