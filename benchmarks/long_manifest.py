@@ -7,8 +7,8 @@ Manifests of both sizes are written, each row with an id and a text of its own; 
 manifest is opened, its rows are looked at, an epoch is planned, batches are read, decoded and collated; the next epoch
 is planned and read from its middle on, as a resumed run does; last, all is opened once more, as by a second run. Memory
 is read after each stage: what the process has for itself, and with it what it looks at of mapped files, which the
-system takes back whenever it wants room. `ratio` is the most that the long one ever held, files included, over that of
-the short one.
+system takes back whenever it wants room. `ratio` is the most that the long one ever had for itself over that of the
+short one, `resident_ratio` the same with mapped files.
 """
 
 from __future__ import annotations
@@ -163,8 +163,8 @@ def main() -> None:
         for kind in ("own_mb", "resident_mb")
     }
     result = {
-        "ratio": most["resident_mb"][1] / most["resident_mb"][0],
-        "own_ratio": most["own_mb"][1] / most["own_mb"][0],
+        "ratio": most["own_mb"][1] / most["own_mb"][0],
+        "resident_ratio": most["resident_mb"][1] / most["resident_mb"][0],
         "rows": [short, rows],
         "stages": {str(num_rows): stages for num_rows, stages in found.items()},
     }

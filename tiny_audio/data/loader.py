@@ -325,6 +325,7 @@ class TrainData:
             raise UserError(f"{self._name}: no clip is left to train on ({reasons})")
         clips, bounds = self._scan.clips, self._scan.bounds
         self._blocks = cut_blocks(clips["group"], join_group_bytes(self._sources), bounds, self._weights)
+        release(clips)
         self._splicer = None
         if splice:
             self._splicer = Splicer(self._scan.texts, self._max_seconds)
