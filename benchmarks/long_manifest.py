@@ -1,6 +1,6 @@
 """Does training on ten million clips need more memory than training on a hundred thousand?
 
-    python benchmarks/long_manifest.py [--quick] [--rows N] [--batches N] [--cache FOLDER]
+    python benchmarks/long_manifest.py [--quick] [--rows N] [--batches N]
 
 Manifests of both sizes are written, each row with an id and a text of its own; 64 recordings (lengths log-normal, mean
 7 s, as LoquaciousSet has) stand for the audio of all. The rest is what training does, in a process for each: the
