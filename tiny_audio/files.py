@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from tiny_audio.errors import UserError
@@ -134,6 +134,25 @@ def file_identity(file: Path) -> str:
     """Another one when the file is another, or has been written to. Raises OSError where there is none."""
     stat = file.stat()
     return f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Held by one process, and one thread of it, at a time: what the first one leaves behind, the others find.
+
+    Where there can be no lock (Windows; a folder that cannot be written to), all do the work.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    with ExitStack() as stack:
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(path.open("wb"))
+            fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, or its process killed
+        yield
 
 
 def make_room(folder: Path, most_bytes: int, pattern: str = "*") -> None:

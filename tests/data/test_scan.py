@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,13 @@ def test_a_second_run_looks_at_no_transcript(processor: Any, looked_at: list[str
     assert same(look([many, few], processor), first) and looked_at == []
 
 
+def test_of_several_processes_one_looks(processor: Any, looked_at: list[str], tmp_path: Path) -> None:
+    write_manifest(tmp_path / "many", [0.5] * 20)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: look(tmp_path / "many", processor), range(4)))
+    assert len(looked_at) == 20 and all(same(one, found[0]) for one in found)
+
+
 def test_small_sets_are_looked_at_each_time(
     processor: Any, looked_at: list[str], tmp_path: Path, cache: Path
 ) -> None:
@@ -123,7 +131,7 @@ def test_a_scan_that_was_cut_short_is_made_again(
 ) -> None:
     write_manifest(tmp_path / "many", [0.5] * 20)
     first = look(tmp_path / "many", processor)
-    for kept in sorted(cache.iterdir()):
+    for kept in sorted(cache.glob("*.[cj]*")):
         whole = kept.read_bytes()
         kept.write_bytes(content)
         looked_at.clear()

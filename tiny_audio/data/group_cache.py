@@ -5,18 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 
-from tiny_audio.files import make_room
-
-if sys.platform != "win32":
-    import fcntl
+from tiny_audio.files import locked, make_room
 
 # So many files stand for the locks of all entries; two entries that share one only wait for each other.
 NUM_LOCKS = 64
@@ -64,7 +60,7 @@ class DiskCache:
         key = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
         path = self._folder / f"{key[:32]}.arrow"
         self._folder.mkdir(parents=True, exist_ok=True)
-        with _locked(self._folder / f"{int(key, 16) % NUM_LOCKS}.lock"):
+        with locked(self._folder / f"{int(key, 16) % NUM_LOCKS}.lock"):
             table = _mapped(path)
             if table is None:
                 table = fetch()
@@ -97,14 +93,3 @@ def _mapped(path: Path) -> pyarrow.Table | None:
     except (OSError, pyarrow.ArrowInvalid):
         return None
     return table
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Held by one process at a time. Windows does without: there, two may fetch the same."""
-    if sys.platform == "win32":
-        yield
-        return
-    with path.open("wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, or its process killed
-        yield

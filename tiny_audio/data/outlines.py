@@ -22,7 +22,7 @@ import pyarrow
 
 from tiny_audio.data.source import show_progress
 from tiny_audio.errors import first_line
-from tiny_audio.files import CACHE_VARIABLE, cache_folder, make_room
+from tiny_audio.files import CACHE_VARIABLE, cache_folder, locked, make_room
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ FILES_AT_A_TIME = 16
 CACHE_BYTES = 1 << 33
 NOTES_KEY = b"outline"
 WORTH_A_BAR = 8
+NUM_LOCKS = 64  # two files that share one only wait for each other
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,18 @@ def fetch_outlines(
     def fetch_one(file: str) -> None:
         if unwritten:
             return
-        try:
-            outline = fetch(file)
-        except (OSError, ValueError):
-            return
-        try:
-            _write(paths[file], outline)
-        except OSError as error:
-            unwritten.append(error)
+        path = paths[file]
+        with locked(path.parent / f"{int(path.stem, 16) % NUM_LOCKS}.lock"):
+            if read_outline(path) is not None:  # another process was quicker
+                return
+            try:
+                outline = fetch(file)
+            except (OSError, ValueError):
+                return
+            try:
+                _write(path, outline)
+            except OSError as error:
+                unwritten.append(error)
 
     with ThreadPoolExecutor(FILES_AT_A_TIME) as pool:
         results = [pool.submit(fetch_one, file) for file in missing]
@@ -83,7 +88,7 @@ def fetch_outlines(
             CACHE_VARIABLE,
         )
     elif missing:
-        make_room(paths[missing[0]].parent, CACHE_BYTES)
+        make_room(paths[missing[0]].parent, CACHE_BYTES, "*.arrow*")
     return {file: path for file, path in paths.items() if path.exists()}
 
 

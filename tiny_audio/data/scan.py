@@ -33,7 +33,7 @@ from tiny_audio.data.source import LazySequence, Source, show_progress
 from tiny_audio.data.text import clean_transcript
 from tiny_audio.data.utterance import Utterance, utterance_key
 from tiny_audio.errors import UserError, first_line
-from tiny_audio.files import cache_folder, make_room, write_files
+from tiny_audio.files import cache_folder, locked, make_room, write_files
 
 logger = logging.getLogger(__name__)
 
@@ -119,14 +119,23 @@ def scan_sources(
         with_identities: for a store of encoder frames.
         with_texts: keep them, and the utterances.
     """
-    key = None if with_texts else _scan_key(sources, processor, filters, clean_text, with_identities)
-    if key is not None:
-        known = _load(key, len(sources))
-        if known is not None:
-            return known
     look = _Look(
         list(sources), row_starts(sources), processor, filters, clean_text, with_identities, with_texts
     )
+    key = None if with_texts else _scan_key(sources, processor, filters, clean_text, with_identities)
+    if key is None:
+        return _look_at_all(look)
+    records, _ = _files(key)
+    with locked(records.with_suffix(".lock")):  # of several processes on one machine, one looks
+        found = _load(key, len(sources))
+        if found is None:
+            found = _look_at_all(look)
+            _save(key, found)
+    return found
+
+
+def _look_at_all(look: _Look) -> Scan:
+    sources = look.sources
     writer, left_out, bounds = RecordWriter(CLIP), defaultdict[str, LeftOut](LeftOut), [0]
     texts: dict[int, tuple[Utterance, str]] = {}
     stretches = [
@@ -135,7 +144,7 @@ def scan_sources(
         for first in range(0, len(source.utterances()), ROWS_OF_STRETCH)
     ]
     # All cores share a long look; what is kept of texts is not worth sending.
-    is_long = len(stretches) >= STRETCHES_WORTH_SHARING and not with_texts and sys.platform == "linux"
+    is_long = len(stretches) >= STRETCHES_WORTH_SHARING and not look.with_texts and sys.platform == "linux"
     loader = DataLoader(
         look,
         batch_size=None,
@@ -163,10 +172,7 @@ def scan_sources(
     bounds += [len(writer)] * (len(sources) + 1 - len(bounds))
     clips = writer.finish()
     tell_apart(clips)
-    found = Scan(clips, np.array(bounds), dict(left_out), texts)
-    if key is not None:
-        _save(key, found)
-    return found
+    return Scan(clips, np.array(bounds), dict(left_out), texts)
 
 
 @dataclass
@@ -297,7 +303,7 @@ def _save(key: str, found: Scan) -> None:
     try:
         save_records(records, found.clips)
         write_files({notes: json.dumps({"bounds": found.bounds.tolist(), "left_out": left_out})})
-        make_room(records.parent, CACHE_BYTES)
+        make_room(records.parent, CACHE_BYTES, "*.[cj]*")
     except OSError as error:  # it is only a cache
         logger.warning("%s: what is known of the transcripts cannot be kept (%s)", records, first_line(error))
     release(found.clips)
