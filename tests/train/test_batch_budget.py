@@ -252,15 +252,20 @@ def test_a_run_goes_on_with_its_own_batches(
         run(config)
 
 
+def batches_of(data: Any) -> list[list[int]]:
+    """The batches of the first epoch: rows."""
+    return [[clip.row for clip in plan.clips] for plan in data._batch_plans(0, 0)]
+
+
 def test_a_machine_without_a_gpu_takes_the_default(talk: Path, tmp_path: Path) -> None:
     config = config_of(talk, tmp_path / "run")
     trainer, processor, _ = trainer_of(config)
-    by_default = list(trainer.data._plan(0)[1])
+    by_default = batches_of(trainer.data)
     notes: list[str] = []
     settle_batches(trainer, processor, None, notes.append)
     assert fixed_batch_seconds(config.training) == 100 and "batches of 100 s" in notes[0]
     assert read_budgets(tmp_path / "run" / BUDGETS_FILE) == [Budget(6.0, 100.0)]
-    assert list(trainer.data._plan(0)[1]) == by_default
+    assert batches_of(trainer.data) == by_default
     settle_batches(trainer_of(settings(talk, tmp_path / "number"))[0], processor, None, notes.append)
     assert len(notes) == 1 and not (tmp_path / "number" / BUDGETS_FILE).exists()
 
