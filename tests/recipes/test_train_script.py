@@ -58,8 +58,9 @@ def test_the_stages_follow_each_other(tmp_path: Path) -> None:
         "train 6-people from 5-read-more",
         "train 7-words from 6-people",
         "train 8-read-new from 7-words",
+        "train 9-settle from 8-read-new",
     ]
-    assert lines[-1] == "the model: out here/8-read-new/model"
+    assert lines[-1] == "the model: out here/9-settle/model"
 
 
 def test_a_finished_stage_is_not_trained_again(tmp_path: Path) -> None:
