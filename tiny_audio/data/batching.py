@@ -14,12 +14,13 @@ from typing import overload
 
 import numpy as np
 
+from tiny_audio.data.mapped import pieces
+
 # Lengths are blurred by this share either way before sorting: batches then have other members each epoch, at
 # a cost in padding of about a third of it.
 LENGTH_JITTER = 0.03
 # Rows whose blurred lengths agree within this ratio are sorted by tokens, so that text is padded little, too.
 LENGTH_RATIO_OF_BUCKET = 1.04
-PIECE_ROWS = 65_536
 # Lengths are told apart for `training.batch_seconds=auto` by buckets: each ends at this multiple of the one before.
 BUCKET_RATIO = 1.5
 SHORTEST_BUCKET_SECONDS = 1.0
@@ -182,8 +183,7 @@ def _cut(seconds: np.ndarray, allowed: np.ndarray, max_clips: int) -> np.ndarray
 
 def _numbers(values: np.ndarray) -> Iterator[float]:
     """Python's own numbers, which are fast one by one and large all at once."""
-    pieces = (values[start : start + PIECE_ROWS].tolist() for start in range(0, len(values), PIECE_ROWS))
-    return itertools.chain.from_iterable(pieces)
+    return itertools.chain.from_iterable(values[piece].tolist() for piece in pieces(len(values)))
 
 
 def _take_turns(rows: np.ndarray, starts: np.ndarray, turns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -412,17 +412,14 @@ class TrainData:
             self._planned = (epoch, EpochPlan(len(windows), plan))
         return self._planned[1]
 
-    def _rows_ahead(self, epoch: int, index: int, windows: list[np.ndarray]) -> tuple[int, ...]:
-        """A row of each group of the next window that is to be fetched beside this batch.
+    def _rows_ahead(self, place: tuple[int, int, int], windows: list[np.ndarray]) -> tuple[int, ...]:
+        """A row of each group of the next window that is to be fetched beside the batch at a `place` of its epoch.
 
         Each batch of a window has its share, so that nothing has to be waited for when the next one begins.
         """
-        if len(windows) == 1 or not self._blocks.in_groups or self._store is not None:
-            return ()
-        number, place, count = self._plan(epoch).place(index)
-        last = number + 1 == len(windows)
-        blocks = self._blocks.windows(self._seed, epoch + 1)[0] if last else windows[number + 1]
-        share = blocks[place * len(blocks) // count : (place + 1) * len(blocks) // count]
+        number, batch, count = place
+        blocks = windows[number + 1]
+        share = blocks[batch * len(blocks) // count : (batch + 1) * len(blocks) // count]
         rows = self._scan.clips["row"]
         return tuple(int(rows[self._blocks.bounds[block]]) for block in share)
 
@@ -460,6 +457,9 @@ class TrainData:
         plan, hearing = self._plan(epoch), self._hearing(epoch)
         stored = self._found[hearing] if self._store is not None else None
         windows = self._blocks.windows(self._seed, epoch)
+        looks_ahead = len(windows) > 1 and self._blocks.in_groups and self._store is None
+        if looks_ahead:
+            windows.append(self._blocks.windows(self._seed, epoch + 1)[0])
         for index in range(start_batch, len(plan), every):
             heard, numbers = plan.batch(index)
             clips = []
@@ -477,7 +477,8 @@ class TrainData:
                         -1 if stored is None else int(stored[heard.positions[number]]),
                     )
                 )
-            yield BatchPlan(hearing, index, tuple(clips), self._rows_ahead(epoch, index, windows))
+            ahead = self._rows_ahead(plan.place(index), windows) if looks_ahead else ()
+            yield BatchPlan(hearing, index, tuple(clips), ahead)
 
 
 def _left_out_line(reason: str, some: LeftOut) -> str:
