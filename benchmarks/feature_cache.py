@@ -1,9 +1,10 @@
 """Cached features: how much faster is a training step that reads a frozen encoder's frames from the disk?
 
-    python benchmarks/feature_cache.py [--quick] [--threads N] [--rounds N]
+    python benchmarks/feature_cache.py [--quick] [--hubert] [--threads N] [--rounds N]
 
-Random weights of whisper-base's and SmolLM2-135M's sizes, the `small` recipe's losses and adapters, clips of noise with
-a fixed mix of lengths (log-normal, mean about 5 s, 1 to 20 s), batches of 45 s. Three stages of training:
+Random weights of whisper-base's (`--hubert`: HuBERT-XL's) and SmolLM2-135M's sizes, the `small` recipe's losses and
+adapters, clips of noise with a fixed mix of lengths (log-normal, mean about 5 s, 1 to 20 s), batches of 45 s. Three
+stages of training:
 
 * the decoder rests (`ctc.alone_share`): projector and alignment head learn from the two alignment losses alone;
 * the decoder listens, frozen: its loss reaches the projector;
@@ -30,7 +31,7 @@ import numpy as np
 import soundfile
 import torch
 from common import print_table, take_turns, write_result
-from sized_models import FULL, SAMPLING_RATE, TINY, Sizes, our_model, sound
+from sized_models import FULL, HUBERT_XL, SAMPLING_RATE, TINY, Sizes, our_model, sound
 from tricks import new_tokens_for
 
 from tiny_audio.data.features import FrameStore, FrameWriter
@@ -69,7 +70,7 @@ def write_clips(folder: Path) -> Path:
     return folder
 
 
-def measure(sizes: Sizes, stage: str, speech: Path, rounds: int) -> dict[str, float]:
+def measure(sizes: Sizes, hubert: bool, stage: str, speech: Path, rounds: int) -> dict[str, float]:
     """Seconds of a step and of its parts, means over the batches, and ratios."""
     lora, rests = STAGES[stage]
     config = compose_config(
@@ -83,7 +84,7 @@ def measure(sizes: Sizes, stage: str, speech: Path, rounds: int) -> dict[str, fl
             "training.bf16=false",
         ]
     )
-    model, processor = our_model(sizes, decoder_lora=lora, embedding_ctc=True)
+    model, processor = our_model(sizes, hubert, decoder_lora=lora, embedding_ctc=True)
     freeze(model, freeze_encoder=True, freeze_decoder=True)
     tower = model.model.audio_tower
     options: dict[str, Any] = {"seed": 0, "batch_seconds": BATCH_SECONDS, "max_clips": 64, "variants": 1}
@@ -136,21 +137,23 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="tiny models")
+    parser.add_argument("--hubert", action="store_true", help="HuBERT-XL's widths: an hour on one core")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=4)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    sizes = TINY if arguments.quick else HUBERT_XL if arguments.hubert else FULL
     with tempfile.TemporaryDirectory() as name:
         speech = write_clips(Path(name))
         results = {
-            stage: measure(TINY if arguments.quick else FULL, stage, speech, arguments.rounds)
+            stage: measure(sizes, arguments.hubert and not arguments.quick, stage, speech, arguments.rounds)
             for stage in STAGES
         }
     columns = list(results["decoder rests"])
     rows = [[stage, *values.values()] for stage, values in results.items()]
     print_table("a step on audio and on cached features", ["stage", *columns], rows)
     write_result(
-        "feature_cache",
+        "feature_cache_hubert" if arguments.hubert else "feature_cache",
         {"ratio": results["decoder rests"]["ratio"], "batch_seconds": BATCH_SECONDS, "stages": results},
         arguments.quick,
     )

@@ -6,17 +6,19 @@ the `small` recipe's chat template makes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import (
+    HubertConfig,
     LlamaConfig,
     Qwen3ASRConfig,
     Qwen3ASRFeatureExtractor,
     Qwen3ASRForConditionalGeneration,
     Qwen3ASRProcessor,
+    Wav2Vec2FeatureExtractor,
     WhisperConfig,
     WhisperFeatureExtractor,
 )
@@ -62,6 +64,17 @@ FULL = Sizes(
     projector_hidden_size=2048,
     front_end_channels=240,
 )
+# facebook/hubert-xlarge-ls960-ft, in front of the same decoder
+HUBERT_XL = replace(
+    FULL,
+    encoder={
+        "hidden_size": 1280,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 16,
+        "intermediate_size": 5120,
+    },
+)
+HUBERT: dict[str, Any] = {"do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True}
 TINY = Sizes(
     encoder={
         "d_model": 32,
@@ -95,16 +108,17 @@ def text_config(sizes: Sizes, tokenizer: Any) -> LlamaConfig:
     )
 
 
-def our_model(sizes: Sizes, **more: Any) -> tuple[Any, Any]:
+def our_model(sizes: Sizes, hubert: bool = False, **more: Any) -> tuple[Any, Any]:
     """Tiny Audio's model (in eval mode) and processor, as a merged checkpoint has them: without adapters.
 
-    `more` is for the architecture: adapters and heads.
+    With `hubert`, its encoder is HuBERT with the widths and depth of `sizes`. `more` is for the architecture: adapters
+    and heads.
     """
     torch.manual_seed(0)
     tokenizer = byte_tokenizer()
     add_audio_token(tokenizer)
     config = TinyAudioConfig(
-        audio_config=WhisperConfig(**sizes.encoder),
+        audio_config=HubertConfig(**sizes.encoder, **HUBERT) if hubert else WhisperConfig(**sizes.encoder),
         text_config=text_config(sizes, tokenizer),
         projector_type="swiglu",
         stack_factor=4,
@@ -113,7 +127,10 @@ def our_model(sizes: Sizes, **more: Any) -> tuple[Any, Any]:
     )
     filler = "a" * (TOKENS_BEFORE_AUDIO - 1), "b" * TOKENS_AFTER_AUDIO  # behind the beginning-of-text token
     processor = TinyAudioProcessor.from_parts(
-        config, WhisperFeatureExtractor(), tokenizer, "<audio>".join(filler)
+        config,
+        Wav2Vec2FeatureExtractor() if hubert else WhisperFeatureExtractor(),
+        tokenizer,
+        "<audio>".join(filler),
     )
     config.audio_token_id = processor.audio_token_id
     model = TinyAudioForConditionalGeneration(config).eval()

@@ -68,7 +68,7 @@ def listener(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "model").mkdir()
     (folder / "model" / "config.json").write_text("{}", encoding="utf-8")
     loaded = SimpleNamespace(model=SimpleNamespace(ctc_head=object()), processor=None)
-    monkeypatch.setattr(transcribe.TinyAudioProvider, "load", lambda model, device: loaded)
+    monkeypatch.setattr(transcribe.TinyAudioProvider, "load", lambda model, device, dtype: loaded)
     monkeypatch.setattr(asr_longform, "Recogniser", lambda model, processor, **settings: Listener(**settings))
 
 

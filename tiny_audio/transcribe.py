@@ -14,6 +14,7 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
+from tiny_audio.devices import DeviceOption, Dtype, DtypeOption
 from tiny_audio.errors import UserError
 from tiny_audio.evaluate.providers import TinyAudioProvider, describe_failure, find_model
 
@@ -113,7 +114,8 @@ def transcribe_command(
             show_default=False,
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = Dtype.auto,
 ) -> None:
     """Write down what is said in audio files.
 
@@ -145,7 +147,7 @@ def transcribe_command(
         def load() -> Any:
             from tiny_audio.hub.asr_longform import Recogniser
 
-            provider = TinyAudioProvider.load(model, device)
+            provider = TinyAudioProvider.load(model, device, dtype)
             has_head = provider.model.ctc_head is not None
             try:
                 return Recogniser(

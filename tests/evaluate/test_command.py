@@ -15,7 +15,7 @@ ANSWERS: dict[int, str | Exception] = {4000: "one two", 8000: "free", 6000: "nin
 @pytest.fixture(autouse=True)
 def in_an_empty_folder_with_a_listener(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    entry = providers.ProviderEntry(lambda model, device, trust: Listener(ANSWERS), "a listener by hand")
+    entry = providers.ProviderEntry(lambda model, running: Listener(ANSWERS), "a listener by hand")
     monkeypatch.setitem(providers.PROVIDERS, "listener", entry)
 
 

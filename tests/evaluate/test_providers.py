@@ -23,6 +23,11 @@ def test_unknown_provider_names_the_nearest() -> None:
         load_provider("tinyaudio", "x")
 
 
+def test_dtype_is_refused_by_providers_that_choose_their_own() -> None:
+    with pytest.raises(UserError, match="--dtype is for tiny-audio and transformers: the provider cmd"):
+        load_provider("cmd: echo", None, dtype="bfloat16")
+
+
 def test_our_provider_needs_a_model() -> None:
     with pytest.raises(UserError, match="Which model"):
         load_provider("tiny-audio", None)

@@ -14,8 +14,9 @@ import tiny_audio
 from tests.evaluate.listener import write_clip, write_manifest
 from tiny_audio.cli import main
 from tiny_audio.data.sources import open_source
+from tiny_audio.devices import check_device
 from tiny_audio.errors import UserError
-from tiny_audio.evaluate.providers import TinyAudioProvider, check_device
+from tiny_audio.evaluate.providers import TinyAudioProvider
 from tiny_audio.evaluate.runner import evaluate
 from tiny_audio.hub.asr_audio import load_audio
 from tiny_audio.train.build import build_model
@@ -53,6 +54,15 @@ def test_a_checkpoint_is_evaluated_alike_in_any_batch_size(model: Path, tmp_path
         provider.transcribe([load_audio(utterance.audio)])[0] for utterance in together.utterances
     ]
     assert together.failed == [] and together.metrics.rtfx > 0 and together.normalizer == "digits"
+
+
+def test_weights_are_in_the_numbers_asked_for(model: Path) -> None:
+    exact, rounded = (TinyAudioProvider.load(str(model), "cpu", dtype) for dtype in ("auto", "bfloat16"))
+    dtypes = [{weight.dtype for weight in each.model.parameters()} for each in (exact, rounded)]
+    assert dtypes == [{torch.float32}, {torch.bfloat16}]
+    assert exact.identity != rounded.identity  # transcripts that were kept of one are not the other's
+    clips = [torch.randn(samples).numpy() for samples in (16_000, 5_000)]
+    assert all(isinstance(text, str) for text in rounded.transcribe(clips))
 
 
 def test_eval_and_transcribe_say_the_same(

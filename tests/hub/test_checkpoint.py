@@ -117,13 +117,38 @@ def test_merged_agrees_with_adapter_and_stands_alone(
 def test_adapters_are_folded_for_inference_where_nothing_is_lost(
     bases: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dtype: torch.dtype
 ) -> None:
-    folder = save(*adapter_model(bases, monkeypatch), tmp_path / "m")
-    plain, processor = load_model(str(folder), device="cpu", dtype=dtype)
-    model, _ = load_model(str(folder), device="cpu", dtype=dtype, inference_only=True)
+    model, processor = adapter_model(bases, monkeypatch)
+    folder = save(model.to(dtype), processor, tmp_path / "m")
+    plain, processor = load_model(str(folder), device="cpu")
+    model, _ = load_model(str(folder), device="cpu", inference_only=True)
     folded = dtype == torch.float32
+    assert model.dtype == plain.dtype == dtype
     assert any("lora_" in name for name in model.state_dict()) != folded
     assert (model.config.decoder_lora is None) == folded
     assert torch.allclose(logits(plain, processor), logits(model, processor), atol=1e-4)
+
+
+def test_adapters_are_folded_before_weights_are_cast(
+    bases: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = save(*adapter_model(bases, monkeypatch), tmp_path / "m")
+    exact, _ = load_model(str(folder), device="cpu", inference_only=True)
+    model, _ = load_model(str(folder), device="cpu", dtype=torch.bfloat16, inference_only=True)
+    assert model.config.decoder_lora is None
+    expected = exact.state_dict()
+    assert all(torch.equal(w, expected[name].to(w.dtype)) for name, w in model.state_dict().items())
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_rotary_frequencies_stay_exact_in_bfloat16(
+    bases: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, merged: bool
+) -> None:
+    model, processor = adapter_model(bases, monkeypatch)
+    folder = save(merge(model) if merged else model, processor, tmp_path / "m")
+    loaded, _ = load_model(str(folder), device="cpu", dtype=torch.bfloat16)
+    rotary, expected = (each.model.language_model.rotary_emb.inv_freq for each in (loaded, model))
+    assert {weight.dtype for weight in loaded.parameters()} == {torch.bfloat16}
+    assert rotary.dtype == torch.float32 and torch.equal(rotary, expected)
 
 
 def test_another_base_is_noticed(

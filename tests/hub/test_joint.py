@@ -135,6 +135,16 @@ def test_what_is_heard_of_tokens_is_a_distribution_over_the_vocabulary(
         assert 17 in draft
 
 
+def test_a_table_that_changed_is_measured_anew() -> None:
+    torch.manual_seed(0)
+    module, table = EmbeddingCTC(16, 40), torch.randn(40, 16)
+    tokens, lengths = torch.randn(7, 16), torch.tensor([7])
+    scale = module.listen(tokens, lengths, table)[0].scale
+    assert module.listen(tokens, lengths, table)[0].scale is scale
+    table[3] *= 2
+    assert module.listen(tokens, lengths, table)[0].scale[3] == pytest.approx(scale[3].item() / 2)
+
+
 def test_what_is_heard_is_what_the_embedding_loss_scores() -> None:
     torch.manual_seed(0)
     module, table = EmbeddingCTC(16, 40), torch.randn(40, 16)

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tiny_audio.devices import DeviceOption, Dtype, DtypeOption
 from tiny_audio.errors import UserError
 
 NUM_EXAMPLES = 4
@@ -28,7 +29,8 @@ def demo_command(
     share: Annotated[
         bool, typer.Option("--share", help="Also at a public address for a week, through Gradio's servers.")
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = Dtype.auto,
 ) -> None:
     """Open a page where you speak to a model, or to two side by side. Ctrl-C ends it.
 
@@ -49,7 +51,7 @@ def demo_command(
         find_model(each)
     with bind("127.0.0.1", port) as free:  # before minutes go into loading
         port = free.getsockname()[1]
-    listeners = [load(each, device) for each in models]
+    listeners = [load(each, device, dtype) for each in models]
     from tiny_audio.demo import page
 
     end_as_with_ctrl_c()
@@ -85,14 +87,14 @@ def check_gradio() -> None:
         raise UserError('A demo needs the package gradio: pip install "tiny-audio[demo]"')
 
 
-def load(model: str, device: str) -> Any:
+def load(model: str, device: str, dtype: str) -> Any:
     """A checkpoint as a `Listener`. Raises UserError where there is none."""
     from tiny_audio.demo.listening import Listener
     from tiny_audio.evaluate.providers import TinyAudioProvider
     from tiny_audio.hub import asr_pipeline
     from tiny_audio.serve.command import name_of
 
-    provider = TinyAudioProvider.load(model, device)
+    provider = TinyAudioProvider.load(model, device, dtype)
     return Listener(name_of(model), provider.model, provider.processor, asr_pipeline)
 
 

@@ -14,6 +14,7 @@ import typer
 from tiny_audio.data.known_sets import expand_sets
 from tiny_audio.data.source import Source
 from tiny_audio.data.sources import open_source
+from tiny_audio.devices import DeviceOption, Dtype, DtypeOption
 from tiny_audio.errors import UserError
 from tiny_audio.evaluate.normalize import NORMALIZERS, get_normalizer
 from tiny_audio.evaluate.page import audio_reader, write_page
@@ -78,7 +79,8 @@ def evaluate_command(
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Clips transcribed at a time.")] = 16,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = Dtype.auto,
     output_dir: Annotated[
         Path | None,
         typer.Option(
@@ -127,7 +129,7 @@ def evaluate_command(
         summary = output_dir or Path("outputs") / f"eval_{_safe(_model_name(name))}_{len(sets)}-sets"
         check_output_dir(summary)
     sources = [open_source(each) for each in sets]
-    recogniser = load_provider(provider, model, device, trust_remote_code=trust_remote_code)
+    recogniser = load_provider(provider, model, device, dtype=dtype, trust_remote_code=trust_remote_code)
     results = []
     for source, folder in zip(sources, folders, strict=True):
         result = evaluate_into(

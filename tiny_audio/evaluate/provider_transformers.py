@@ -10,11 +10,11 @@ from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import Any
 
+from tiny_audio.devices import check_device
 from tiny_audio.errors import UserError
 from tiny_audio.evaluate.providers import (
     SAMPLING_RATE,
     Waveform,
-    check_device,
     describe_failure,
     find_model,
     identify_model,
@@ -203,7 +203,9 @@ class CTCProvider(TransformersProvider):
         return tokenizer.decode(row, skip_special_tokens=False).strip()
 
 
-def load_transformers(model: str, device: str, trust_remote_code: bool) -> TransformersProvider:
+def load_transformers(
+    model: str, device: str, trust_remote_code: bool, dtype: str = "auto"
+) -> TransformersProvider:
     """The recogniser in a folder, below $TINY_AUDIO_MODELS, or on the hub.
 
     Raises UserError for what is no speech recogniser, lacks weights, or needs code of its own to be trusted.
@@ -228,7 +230,10 @@ def load_transformers(model: str, device: str, trust_remote_code: bool) -> Trans
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
         place = pick_device(device)
         network, report = model_class.from_pretrained(
-            where, dtype="auto" if place.type == "cuda" else "float32", output_loading_info=True, **options
+            where,
+            dtype="float32" if dtype == "auto" and place.type != "cuda" else dtype,
+            output_loading_info=True,
+            **options,
         )
     except UserError:
         raise

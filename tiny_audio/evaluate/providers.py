@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tiny_audio.devices import Dtype, check_device, torch_dtype
 from tiny_audio.errors import UserError, nearest
 
 Waveform = NDArray[np.float32]
@@ -22,7 +23,6 @@ MODEL_IS_MISSING = "Which model? Give its folder or hub id: tiny-audio eval outp
 # What decides a transcript. Other files of a folder, such as a README or an optimiser's state, do not.
 MODEL_FILE_SUFFIXES = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".py"}
 HASH_BLOCK_BYTES = 2**22
-DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 class Provider(Protocol):
@@ -82,7 +82,9 @@ class TinyAudioProvider:
         self.generate_options = generate_options
 
     @classmethod
-    def load(cls, model: str | None, device: str, **generate_options: Any) -> TinyAudioProvider:
+    def load(
+        cls, model: str | None, device: str, dtype: str = Dtype.auto, **generate_options: Any
+    ) -> TinyAudioProvider:
         """Load the checkpoint at a path or hub id. Raises UserError when there is none, or it is damaged."""
         if model is None:
             raise UserError(MODEL_IS_MISSING)
@@ -98,7 +100,7 @@ class TinyAudioProvider:
         logging.disable_progress_bar()  # a bar of its own for reading a few megabytes
         checkpoint = resolve_model_path(location)
         try:
-            loaded = load_model(checkpoint, device=device, inference_only=True)
+            loaded = load_model(checkpoint, device=device, dtype=torch_dtype(dtype), inference_only=True)
         except SafetensorError as error:
             raise UserError(
                 f"The weights of {model} are damaged ({error}); copy or train the model again."
@@ -130,6 +132,15 @@ class TinyAudioProvider:
 
 
 @dataclass(frozen=True)
+class Running:
+    """How a model runs on this machine; `trust_remote_code`: whether Python code that comes with it may."""
+
+    device: str = "auto"
+    dtype: str = Dtype.auto
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
 class ProviderEntry:
     """A row of `PROVIDERS`.
 
@@ -139,29 +150,31 @@ class ProviderEntry:
         needs_model: whether there is nothing to run without a MODEL.
         check: raises UserError for a MODEL that plainly cannot be loaded, at no cost.
         key_variable: the environment variable with the key of a service.
+        has_dtype: whether `Running.dtype` means something to it.
     """
 
-    load: Callable[[str | None, str, bool], Provider]
+    load: Callable[[str | None, Running], Provider]
     help: str
     needs_model: bool = False
     check: Callable[[str | None], object] = lambda model: None
     key_variable: str | None = None
+    has_dtype: bool = False
 
 
-def _load_tiny_audio(model: str | None, device: str, trust_remote_code: bool) -> Provider:
-    return TinyAudioProvider.load(model, device)
+def _load_tiny_audio(model: str | None, running: Running) -> Provider:
+    return TinyAudioProvider.load(model, running.device, running.dtype)
 
 
-def _load_transformers(model: str | None, device: str, trust_remote_code: bool) -> Provider:
+def _load_transformers(model: str | None, running: Running) -> Provider:
     from tiny_audio.evaluate.provider_transformers import load_transformers
 
-    return load_transformers(model or "", device, trust_remote_code)
+    return load_transformers(model or "", running.device, running.trust_remote_code, running.dtype)
 
 
-def _load_faster_whisper(model: str | None, device: str, trust_remote_code: bool) -> Provider:
+def _load_faster_whisper(model: str | None, running: Running) -> Provider:
     from tiny_audio.evaluate.provider_faster_whisper import FasterWhisperProvider
 
-    return FasterWhisperProvider.load(model or "", device)
+    return FasterWhisperProvider.load(model or "", running.device)
 
 
 def _check_faster_whisper(model: str | None) -> None:
@@ -170,25 +183,25 @@ def _check_faster_whisper(model: str | None) -> None:
     check_installed()
 
 
-def _load_assemblyai(model: str | None, device: str = "", trust_remote_code: bool = False) -> Provider:
+def _load_assemblyai(model: str | None, running: Running | None = None) -> Provider:
     from tiny_audio.evaluate.provider_remote import AssemblyAIProvider
 
     return AssemblyAIProvider(model)
 
 
-def _load_openai(model: str | None, device: str = "", trust_remote_code: bool = False) -> Provider:
+def _load_openai(model: str | None, running: Running | None = None) -> Provider:
     from tiny_audio.evaluate.provider_remote import OpenAIProvider
 
     return OpenAIProvider(model)
 
 
-def _load_hf_endpoint(model: str | None, device: str = "", trust_remote_code: bool = False) -> Provider:
+def _load_hf_endpoint(model: str | None, running: Running | None = None) -> Provider:
     from tiny_audio.evaluate.provider_remote import HFEndpointProvider
 
     return HFEndpointProvider(model)
 
 
-def _load_command(command: str | None, device: str = "", trust_remote_code: bool = False) -> Provider:
+def _load_command(command: str | None, running: Running | None = None) -> Provider:
     from tiny_audio.evaluate.provider_command import CommandProvider
 
     return CommandProvider(command or "")
@@ -207,11 +220,13 @@ PROVIDERS: dict[str, ProviderEntry] = {
         "a checkpoint of ours: folder or hub id",
         True,
         lambda model: find_model(model or ""),
+        has_dtype=True,
     ),
     "transformers": ProviderEntry(
         _load_transformers,
         "any speech recogniser of transformers (Whisper, wav2vec 2.0 with CTC...): folder or hub id",
         True,
+        has_dtype=True,
     ),
     "faster-whisper": ProviderEntry(
         _load_faster_whisper,
@@ -247,21 +262,29 @@ PROVIDERS: dict[str, ProviderEntry] = {
 
 
 def load_provider(
-    name: str, model: str | None, device: str = "auto", *, trust_remote_code: bool = False
+    name: str,
+    model: str | None,
+    device: str = "auto",
+    *,
+    dtype: str = Dtype.auto,
+    trust_remote_code: bool = False,
 ) -> Provider:
     """The recogniser called `name`, running `model` on `device`.
 
     Args:
         name: an entry of `PROVIDERS`, or "cmd: PROGRAM ARGUMENTS".
         model: what the entry's help says.
-        device: of a model on this machine.
+        device, dtype: of a model on this machine.
         trust_remote_code: whether Python code that comes with a model may run here.
 
     Raises UserError naming the nearest known provider, or saying why it cannot be used.
     """
     check_provider(name, model)
     entry, model = _find_entry(name, model)
-    return entry.load(model, device, trust_remote_code)
+    if dtype != Dtype.auto and not entry.has_dtype:
+        names = " and ".join(each for each, entry in PROVIDERS.items() if entry.has_dtype)
+        raise UserError(f"--dtype is for {names}: the provider {name} chooses the numbers it computes in.")
+    return entry.load(model, Running(device, dtype, trust_remote_code))
 
 
 def check_provider(name: str, model: str | None) -> None:
@@ -323,29 +346,6 @@ def hash_weights(model: Any) -> str:
         digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
         digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def check_device(device: str) -> None:
-    """Raise UserError unless this machine can run a model on `device` ("auto" or a torch device)."""
-    if device == "auto":
-        return
-    import torch
-
-    try:
-        wanted = torch.device(device)
-    except RuntimeError:
-        raise UserError(
-            f'There is no device "{device}".{nearest(device, DEVICES)} Known: {", ".join(DEVICES)}.'
-        ) from None
-    num_available = {
-        "cpu": 1,
-        "cuda": torch.cuda.device_count(),
-        "mps": int(torch.backends.mps.is_available()),
-    }
-    if (wanted.index or 0) >= num_available.get(wanted.type, 0):
-        raise UserError(
-            f"This machine has no device {device} that torch {torch.__version__} can use; try auto or cpu."
-        )
 
 
 def printable(text: str) -> str:

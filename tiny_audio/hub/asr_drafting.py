@@ -229,12 +229,11 @@ def write_from_draft(
             proposals = table(torch.tensor([proposed], device=device))  # (1, proposed, D_t)
             inputs = torch.cat([inputs, proposals.to(inputs.dtype)], dim=1)
         outputs = model.model.language_model(inputs_embeds=inputs, past_key_values=cache, use_cache=True)
-        logits = model.compute_logits(
-            outputs.last_hidden_state[:, -len(proposed) - 1 :]
-        )  # (1, proposed + 1, V)
-        logits[..., suppressed] = -torch.inf
+        # Rows of a matrix: of a slice (1, proposed + 1, D_t), PyTorch copies the head's weights first.
+        logits = model.compute_logits(outputs.last_hidden_state[0, -len(proposed) - 1 :])
+        logits[:, suppressed] = -torch.inf
         for agreed in range(len(proposed) + 1):
-            scores = logits[:, agreed]  # (1, V)
+            scores = logits[agreed : agreed + 1]  # (1, V)
             for processor in processors:
                 scores = processor(written, scores)
             choice = scores.argmax(dim=-1, keepdim=True)  # (1, 1)

@@ -17,6 +17,7 @@ from .asr_joint import HeardTokens
 from .asr_losses import CTC_PADDING, ctc_loss_per_clip
 
 IMPOSSIBLE_SCORE = -1e4  # of a class that is not there; CTC's gradient of minus infinity is not a number
+NORMS_A_PIECE = 4096  # rows of the table
 SCORES_A_PIECE = 2**25  # of the whole vocabulary held at a time: 128 MB
 
 
@@ -38,6 +39,9 @@ class EmbeddingCTC(nn.Module):
         super().__init__()
         self.blank = nn.Parameter(torch.zeros(width))
         self.blank_bias = nn.Parameter(torch.tensor(math.log(vocabulary_size)))
+        self._known_scale: tuple[tuple[Any, ...], Tensor] | None = (
+            None  # of the last table that was listened with
+        )
 
     def forward(
         self,
@@ -88,9 +92,7 @@ class EmbeddingCTC(nn.Module):
         """
         tokens = self._scaled(audio_tokens)  # (N, D_t)
         blank = self._blank_scores(tokens)
-        scale = table.shape[1] ** 0.5 / torch.linalg.vector_norm(table, dim=1, dtype=torch.float).clamp(
-            min=1e-6
-        )
+        scale = self._scale_of(table)
         masses, best = [], []
         for part, part_blank in zip(
             *(x.split(max(1, SCORES_A_PIECE // len(table))) for x in (tokens, blank)), strict=True
@@ -107,6 +109,17 @@ class EmbeddingCTC(nn.Module):
         paths = [torch.unique_consecutive(path).tolist() for path in torch.cat(best).split(clips)]
         drafts = [[token for token in path if token != CTC_PADDING] for path in paths]
         return HeardTokens(tokens, table, scale, mass, blank, lengths), drafts
+
+    def _scale_of(self, table: Tensor) -> Tensor:
+        """(V,) float factors that bring rows of `table (V, D_t)` to unit RMS, times sqrt(D_t); kept for the next call.
+
+        They are made anew when the table has changed or moved: of a bfloat16 one that takes as long as a clip's text.
+        """
+        key = (table.data_ptr(), table._version, table.device)
+        if self._known_scale is None or self._known_scale[0] != key:
+            norms = [torch.linalg.vector_norm(part.float(), dim=1) for part in table.split(NORMS_A_PIECE)]
+            self._known_scale = key, table.shape[1] ** 0.5 / torch.cat(norms).clamp(min=1e-6)
+        return self._known_scale[1]
 
     def _scaled(self, audio_tokens: Tensor) -> Tensor:
         return _unit_rms(audio_tokens.float()) * audio_tokens.shape[-1] ** -0.5

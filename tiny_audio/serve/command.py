@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tiny_audio.devices import DeviceOption, Dtype, DtypeOption
 from tiny_audio.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ def serve_command(
     request_timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds for a request, from its first byte to its answer.")
     ] = 600.0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = Dtype.auto,
 ) -> None:
     """Serve a model to clients of OpenAI's transcription API.
 
@@ -72,7 +74,7 @@ def serve_command(
         from tiny_audio.evaluate.providers import TinyAudioProvider
         from tiny_audio.serve.engine import Engine
 
-        provider = TinyAudioProvider.load(model, device)
+        provider = TinyAudioProvider.load(model, device, dtype)
         workers = share_processor() if provider.model.device.type == "cpu" else 1
         engine = Engine(
             provider.model, provider.processor, max_batch_size, max_audio_seconds, READERS, workers

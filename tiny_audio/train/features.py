@@ -30,7 +30,7 @@ from tiny_audio.data.loader import TrainData
 from tiny_audio.data.sources import open_sources
 from tiny_audio.errors import UserError
 from tiny_audio.files import check_space, is_disk_full, size_in_words
-from tiny_audio.hub.asr_checkpoint import fingerprint, pick_device
+from tiny_audio.hub.asr_checkpoint import cast_weights, fingerprint, pick_device
 from tiny_audio.hub.asr_encoders import encoder_geometry, encoder_output_length, encoder_width, run_encoder
 from tiny_audio.train.build import build_data, build_encoder_side, frame_seconds
 from tiny_audio.train.config import active_augmentations
@@ -181,7 +181,8 @@ class Encoder:
         self._device = pick_device()
         self._half = precision == "bf16"
         self._geometry = encoder_geometry(tower.config)
-        self._tower = tower.eval().to(self._device, torch.bfloat16 if self._half else torch.float32)
+        self._tower = tower.eval().to(self._device)
+        cast_weights(self._tower, torch.bfloat16 if self._half else torch.float32)
 
     @torch.inference_mode()
     def __call__(self, features: Tensor, mask: Tensor) -> Iterator[Tensor]:
