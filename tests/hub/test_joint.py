@@ -104,6 +104,34 @@ def test_the_end_is_scored_as_the_whole_text() -> None:
     assert joint[8].item() == pytest.approx(math.log(1 / 9) + (whole - before).item(), abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("ids", "loops"),
+    [
+        ([], False),
+        ([5, 5, 5], False),  # three times the same is said now and then
+        ([1, 5, 5, 5, 5], True),
+        ([1, 2, 1, 2], False),
+        ([1, 2, 1, 2, 1], True),
+        ([9, 1, 2, 3, 4, 5, 1, 2, 3, 4], False),
+        ([9, 1, 2, 3, 4, 5, 1, 2, 3, 4, 5], True),
+        ([1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 6], False),
+        ([*range(40), *range(40)], True),
+        ([*range(41), *range(41)], False),
+    ],
+)
+def test_a_loop_is_a_piece_that_comes_again(ids: list[int], loops: bool) -> None:
+    assert asr_joint.ends_in_a_loop(ids) == loops
+
+
+def test_what_repeats_must_be_heard() -> None:
+    heard, texts, scores = hearing([9]), torch.tensor([[1, 0, 0, 0]] * 2), torch.zeros(2, 9)
+    quiet, loud = (JointScores(heard, weight, [8], candidates=9)(texts, scores)[0] for weight in (0.1, 1.0))
+    assert quiet[0].item() == pytest.approx(loud[0].item()) and loud[0] < math.log(1 / 9) - 0.1
+    for other in range(1, 9):  # the gains of all others have the weight that was asked for
+        gains = [scores[other].item() - math.log(1 / 9) for scores in (quiet, loud)]
+        assert gains[0] == pytest.approx(0.1 * gains[1], abs=1e-5)
+
+
 def test_nothing_is_forbidden_where_the_frames_are_too_few() -> None:
     joint = JointScores(hearing([2]), 1.0, [8], candidates=9)
     scores = joint(torch.tensor([[0, 1, 2, 3, 4]] * 2), torch.zeros(2, 9))

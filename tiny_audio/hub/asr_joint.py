@@ -4,6 +4,7 @@ Watanabe et al., 2017 (doi:10.1109/JSTSP.2017.2763455). A language model writes,
 nobody said, stops early, or loses its place in a list; CTC hears every sound in its order, but spells badly. A token is
 therefore scored by its log-probability, plus a weight times the change that it makes to the CTC prefix probability: of
 all texts that begin so, given the audio (Graves, 2008, section 7.5). The end of the text is scored as the whole of it.
+Repetitions must be heard more clearly than other words.
 
 Legend: B batch, F frames of a CTC head (encoder frames or audio tokens), V vocabulary, D_t decoder width, R rows of a
 generation (clips times beams), K candidates of a row, N candidates that are weighed at a time.
@@ -24,6 +25,11 @@ from .asr_losses import CTC_BLANK, encode_ctc_text
 
 # The likeliest tokens of the decoder that are weighed; beams need more of them. 32 give the same texts.
 CANDIDATES = 8
+# A decoder that has written something twice is sure that it comes a third time, whatever was said: what repeats must be
+# heard, with at least this weight. A loop is so many tokens, or as many as the piece has, that stand there once more.
+LOOP_WEIGHT = 1.0
+FEWEST_REPEATED = 3
+LONGEST_PIECE = 40
 # What a token can lose at most, in nats: a text that the frames are too few for must not forbid everything else.
 MOST_DOUBT = 20.0
 IMPOSSIBLE = -1e30  # sums of minus infinity would not be numbers
@@ -135,7 +141,10 @@ class JointScores(LogitsProcessor):
         def weigh(pairs: list[tuple[int, int]]) -> None:
             gains = self._gains([(texts[row], before[row], candidates[row][k]) for row, k in pairs])
             for (row, k), gain in zip(pairs, gains, strict=True):
-                joint[row][k] = alone[row][k] + self.weight * gain
+                loops = ends_in_a_loop([*texts[row][1:], candidates[row][k]])
+                joint[row][k] = (
+                    alone[row][k] + (max(self.weight, LOOP_WEIGHT) if loops else self.weight) * gain
+                )
 
         others = [(row, k) for row in writing for k in range(1, len(candidates[row]))]
         weigh([(row, 0) for row in writing])
@@ -193,6 +202,15 @@ class JointScores(LogitsProcessor):
         at = paths.device
         emissions = self.hearing.emissions(clips, torch.tensor(labels, device=at))
         return extend(paths, self.hearing.blank[clips], emissions, torch.tensor(repeats, device=at))
+
+
+def ends_in_a_loop(ids: list[int]) -> bool:
+    """Whether the last tokens, `FEWEST_REPEATED` or a whole piece, are those that stand one piece before them."""
+    for piece in range(1, min(LONGEST_PIECE, len(ids) // 2) + 1):
+        repeated = max(piece, FEWEST_REPEATED)
+        if len(ids) >= piece + repeated and ids[-repeated:] == ids[-repeated - piece : -piece]:
+            return True
+    return False
 
 
 def start(blank: Tensor) -> Tensor:
