@@ -235,7 +235,7 @@ def cast_weights(module: nn.Module, dtype: torch.dtype) -> None:
     """Everything that checkpoints hold in another type, in place, as transformers loads it.
 
     What a module computes for itself stays exact, unlike with `module.to(dtype)`: frequencies of rotary positions that
-    are rounded to bfloat16 put a token a hundred positions on half a position away.
+    are rounded to bfloat16 put a token 250 positions on half a position away.
     """
     for part in module.modules():
         buffers = [part._buffers[name] for name in part._buffers.keys() - part._non_persistent_buffers_set]
