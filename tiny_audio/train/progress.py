@@ -7,7 +7,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
+WIDE = 120  # characters of a terminal that has room for a bar
 NOTABLE_WAIT = 0.05  # share of the time without a batch
 
 
@@ -20,13 +22,13 @@ class TrainingDisplay:
         self.max_steps = max_steps
         self.dev_wer = ""
         self.bar = Progress(
-            TextColumn("[bold]training"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed}/{task.total} steps"),
-            TextColumn("{task.fields[status]}"),
+            *([BarColumn(bar_width=24)] if self.console.width >= WIDE else []),
+            TextColumn("[bold]{task.completed}/{task.total} steps"),
+            TextColumn("after"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[status]}", table_column=Column()),  # the one that may take a second line
             console=self.console,
             disable=not self.live,
         )

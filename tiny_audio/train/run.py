@@ -34,7 +34,13 @@ from tiny_audio.provenance import git_hash, hardware
 from tiny_audio.publish.background import BackgroundPush
 from tiny_audio.train.batch_budget import budgets_to_go_on_with, settle_batches
 from tiny_audio.train.build import build_data, build_model, check_start, trains_alignment_head
-from tiny_audio.train.checkpoints import check_room, find_checkpoint, load_checkpoint, put_aside
+from tiny_audio.train.checkpoints import (
+    check_room,
+    find_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    put_aside,
+)
 from tiny_audio.train.compiling import check_compiler
 from tiny_audio.train.config import config_to_yaml
 from tiny_audio.train.features import open_store
@@ -126,6 +132,10 @@ def run(config: DictConfig) -> RunResult | None:
             for note in data.summary():
                 display.note(note)
             data.note_problem = _unusable_notes(folder, display.note)
+            if previous is not None and (kept := list_checkpoints(previous / "checkpoints")):
+                display.note(
+                    f"starting afresh; the earlier run is now {previous} (training.resume={kept[-1]} goes on from it)"
+                )
             if checkpoint is not None:
                 trainer.progress = load_checkpoint(checkpoint, trainer.bare_model, trainer.optimizer)
                 display.note(f"going on from {checkpoint}, step {trainer.progress.step}")
