@@ -57,6 +57,14 @@ ROWS_OF = {
         "sentence": text,
         "up_votes": 2,
     },
+    "openslr/librispeech_asr": lambda number, text: {
+        "file": f"103-1240-{number:04}.flac",
+        "audio": {"bytes": flac_bytes(clip(0.5, number)), "path": f"103-1240-{number:04}.flac"},
+        "text": text,
+        "speaker_id": 103,
+        "chapter_id": 1240,
+        "id": f"103-1240-{number:04}",
+    },
     "MLCommons/peoples_speech": lambda number, text: {
         "id": f"someone/{number}.flac",
         "audio": {"bytes": flac_bytes(clip(0.5, number)), "path": f"{number}.flac"},
@@ -83,12 +91,16 @@ def test_every_set_opens_with_its_columns(models: Path, name: str) -> None:
     write_copy(models, entry, entry.config, {hub: ["two words", "and more"] for hub in entry.splits.values()})
     source = open_source(name)
     rows = source.utterances()
-    assert source.name == f"{name}:test" and [row.text for row in rows] == ["two words", "and more"]
+    assert source.name == f"{name}:{entry.test_split}" and [row.text for row in rows] == [
+        "two words",
+        "and more",
+    ]
     assert all(source.read(row).shape == (round(row.seconds * RATE),) for row in rows if row.seconds)
     assert rows[1].id == {
         "speechbrain/LoquaciousSet": "clip_1",
         "fixie-ai/common_voice_17_0": "common_voice_en_1.mp3",
         "MLCommons/peoples_speech": "someone/1.flac",
+        "openslr/librispeech_asr": "103-1240-0001",
     }.get(entry.repository, "row-1")
     assert (rows[0].speaker is not None) == ("speaker" in entry.columns)
 
