@@ -10,6 +10,7 @@ from torch import Tensor
 from tests.tiny_models import noise, randomize, tiny_model
 from tiny_audio.hub import asr_embedding_ctc, asr_joint
 from tiny_audio.hub.asr_embedding_ctc import EmbeddingCTC
+from tiny_audio.hub.asr_guard import ends_in_a_loop
 from tiny_audio.hub.asr_joint import HeardCharacters, HeardTokens, JointScores, extend, start
 from tiny_audio.hub.asr_longform import transcribe_waveforms
 
@@ -120,7 +121,7 @@ def test_the_end_is_scored_as_the_whole_text() -> None:
     ],
 )
 def test_a_loop_is_a_piece_that_comes_again(ids: list[int], loops: bool) -> None:
-    assert asr_joint.ends_in_a_loop(ids) == loops
+    assert ends_in_a_loop(ids, asr_joint.LOOP_COPIES, asr_joint.FEWEST_REPEATED) == loops
 
 
 def test_what_repeats_must_be_heard() -> None:

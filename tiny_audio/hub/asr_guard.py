@@ -95,10 +95,13 @@ class RepetitionCriteria(StoppingCriteria):
         return stop
 
 
-def ends_in_a_loop(ids: list[int]) -> bool:
-    """Whether `ids` end in `FEWEST_COPIES` copies of one piece of at most `LONGEST_PIECE` tokens."""
-    for length in range(1, min(LONGEST_PIECE, len(ids) // FEWEST_COPIES) + 1):
-        tail = ids[-length * FEWEST_COPIES :]
-        if tail == tail[:length] * FEWEST_COPIES:
+def ends_in_a_loop(ids: list[int], copies: int = FEWEST_COPIES, fewest_repeated: int = 1) -> bool:
+    """Whether `ids` end in copies of one piece of at most `LONGEST_PIECE` tokens.
+
+    Of a short piece there must be more: at least `fewest_repeated` tokens are those that stand one piece before them.
+    """
+    for piece in range(1, min(LONGEST_PIECE, len(ids) // copies) + 1):
+        repeated = max(piece * (copies - 1), fewest_repeated)
+        if len(ids) >= piece + repeated and ids[-repeated:] == ids[-repeated - piece : -piece]:
             return True
     return False

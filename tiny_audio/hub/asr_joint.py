@@ -21,15 +21,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.generation import LogitsProcessor
 
+from .asr_guard import ends_in_a_loop
 from .asr_losses import CTC_BLANK, encode_ctc_text
 
 # The likeliest tokens of the decoder that are weighed; beams need more of them. 32 give the same texts.
 CANDIDATES = 8
 # A decoder that has written something twice is sure that it comes a third time, whatever was said: what repeats must be
-# heard, with at least this weight. A loop is so many tokens, or as many as the piece has, that stand there once more.
+# heard, with at least this weight, from its second copy on; of short pieces, from so many tokens on.
 LOOP_WEIGHT = 1.0
+LOOP_COPIES = 2
 FEWEST_REPEATED = 3
-LONGEST_PIECE = 40
 # What a token can lose at most, in nats: a text that the frames are too few for must not forbid everything else.
 MOST_DOUBT = 20.0
 IMPOSSIBLE = -1e30  # sums of minus infinity would not be numbers
@@ -141,7 +142,7 @@ class JointScores(LogitsProcessor):
         def weigh(pairs: list[tuple[int, int]]) -> None:
             gains = self._gains([(texts[row], before[row], candidates[row][k]) for row, k in pairs])
             for (row, k), gain in zip(pairs, gains, strict=True):
-                loops = ends_in_a_loop([*texts[row][1:], candidates[row][k]])
+                loops = ends_in_a_loop([*texts[row][1:], candidates[row][k]], LOOP_COPIES, FEWEST_REPEATED)
                 joint[row][k] = (
                     alone[row][k] + (max(self.weight, LOOP_WEIGHT) if loops else self.weight) * gain
                 )
@@ -202,15 +203,6 @@ class JointScores(LogitsProcessor):
         at = paths.device
         emissions = self.hearing.emissions(clips, torch.tensor(labels, device=at))
         return extend(paths, self.hearing.blank[clips], emissions, torch.tensor(repeats, device=at))
-
-
-def ends_in_a_loop(ids: list[int]) -> bool:
-    """Whether the last tokens, `FEWEST_REPEATED` or a whole piece, are those that stand one piece before them."""
-    for piece in range(1, min(LONGEST_PIECE, len(ids) // 2) + 1):
-        repeated = max(piece, FEWEST_REPEATED)
-        if len(ids) >= piece + repeated and ids[-repeated:] == ids[-repeated - piece : -piece]:
-            return True
-    return False
 
 
 def start(blank: Tensor) -> Tensor:
