@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # From the speech that make_speech.py makes to the model in models/small: six hours on one to two cores, in nine stages.
 #
-#     bash recipes/small/train.sh [SPEECH] [OUT] [MORE_SPEECH]
+#     bash recipes/small/train.sh [SPEECH] [OUT] [MORE_SPEECH] [KEY=VALUE ...]
 #
-# Stopped or killed, the same command goes on where it stood.
+# Stopped or killed, the same command goes on where it stood. KEY=VALUE go to all stages; training.bf16=true is for
+# processors with avx512_bf16 or amx_bf16 (see lscpu).
 set -euo pipefail
 speech=${1:-speech} out=${2:-outputs/small} more=${3:-speech-more}
 prompts=$speech/real/prompts/train
 common=(+experiments=small data.eval="$speech/dev" data.test="$speech/real/prompts/test" data.max_seconds=25
-  training.batch_seconds=45 training.num_workers=0 training.save_steps=50 training.tracker=none)
+  training.batch_seconds=45 training.num_workers=0 training.save_steps=50 training.tracker=none "${@:4}")
 clean=("data.train=[$speech/train,$prompts]" data.features_cache="$out/clean")
 # Telephone lines, noise, rooms and other microphones over the same speech; people three times as often.
 varied=("data.train=[$speech/train,$speech/real/stamps/train,$prompts,$prompts,$prompts]"
