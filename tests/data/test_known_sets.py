@@ -57,6 +57,63 @@ ROWS_OF = {
         "sentence": text,
         "up_votes": 2,
     },
+    "edinburghcstr/ami": lambda number, text: {
+        "meeting_id": "EN2001a",
+        "audio_id": f"AMI_{number}",
+        "text": text,
+        "audio": {"bytes": wav_bytes(clip(0.5, number)), "path": f"{number}.wav"},
+        "begin_time": 1.0,
+        "end_time": 1.5,
+        "microphone_id": "H00",
+        "speaker_id": "MEE068",
+    },
+    "sanchit-gandhi/earnings22_split": lambda number, text: {
+        "source_id": "4420696",
+        "audio": {"bytes": wav_bytes(clip(0.5, number)), "path": f"{number}.wav"},
+        "segment_id": number,
+        "sentence": text,
+        "start_ts": 1.0,
+        "end_ts": 1.5,
+    },
+    "speechcolab/gigaspeech": lambda number, text: {
+        "segment_id": f"YOU{number}",
+        "speaker": "N/A",
+        "text": text,
+        "audio": {"bytes": wav_bytes(clip(0.5, number)), "path": f"{number}.wav"},
+        "begin_time": 1.0,
+        "end_time": 1.5,
+        "audio_id": "YOU",
+        "title": "a talk",
+        "url": "https://example.org",
+        "source": 2,
+        "category": 3,
+        "original_full_path": "audio/youtube/P0000/YOU.opus",
+    },
+    "kensho/spgispeech": lambda number, text: {
+        "wav_filename": f"32bcf9c9/{number}.wav",
+        "wav_filesize": 16044,
+        "transcript": text,
+        "audio": {"bytes": wav_bytes(clip(0.5, number)), "path": f"{number}.wav"},
+    },
+    "sanchit-gandhi/tedlium-data": lambda number, text: {
+        "audio": {"bytes": wav_bytes(clip(0.5, number)), "path": f"{number}.wav"},
+        "text": text,
+        "speaker_id": "Someone",
+        "gender": 1,
+        "file": f"{number}.sph",
+        "id": f"Someone-{number}",
+    },
+    "facebook/voxpopuli": lambda number, text: {
+        "audio_id": f"20180206-{number}",
+        "language": 0,
+        "audio": {"bytes": wav_bytes(clip(0.5, number)), "path": f"{number}.wav"},
+        "raw_text": text,
+        "normalized_text": "something else",
+        "gender": "female",
+        "speaker_id": "124737",
+        "is_gold_transcript": True,
+        "accent": "None",
+    },
     "openslr/librispeech_asr": lambda number, text: {
         "file": f"103-1240-{number:04}.flac",
         "audio": {"bytes": flac_bytes(clip(0.5, number)), "path": f"103-1240-{number:04}.flac"},
@@ -101,6 +158,12 @@ def test_every_set_opens_with_its_columns(models: Path, name: str) -> None:
         "fixie-ai/common_voice_17_0": "common_voice_en_1.mp3",
         "MLCommons/peoples_speech": "someone/1.flac",
         "openslr/librispeech_asr": "103-1240-0001",
+        "edinburghcstr/ami": "AMI_1",
+        "sanchit-gandhi/earnings22_split": "test-00000-of-00001-1",
+        "speechcolab/gigaspeech": "YOU1",
+        "kensho/spgispeech": "32bcf9c9/1.wav",
+        "sanchit-gandhi/tedlium-data": "Someone-1",
+        "facebook/voxpopuli": "20180206-1",
     }.get(entry.repository, "row-1")
     assert (rows[0].speaker is not None) == ("speaker" in entry.columns)
 
@@ -112,6 +175,8 @@ def test_an_entry_is_complete(name: str) -> None:
     assert entry.leaderboard_samples == "all" or isinstance(entry.leaderboard_samples, int)
     assert entry.scored_rows is None or (entry.rows is not None and entry.scored_rows <= entry.rows)
     assert not entry.configs or entry.config in entry.configs
+    more = known_sets()[entry.more] if entry.more else None
+    assert more is None or (more.more is None and set(entry.splits) <= set(more.splits))
     assert set(entry.shared_splits) <= set(entry.splits)
 
 
@@ -154,8 +219,36 @@ def test_without_a_split_training_takes_train_and_an_evaluation_test(models: Pat
     assert open_source("LoquaciousSet/small").name == "LoquaciousSet:test"
     [source] = open_sources(["LoquaciousSet/small"])
     assert source.name == "LoquaciousSet/small:train" and len(source.utterances()) == 2
-    with pytest.raises(UserError, match=r"AMI has no split 'train'.* It has test"):
-        open_sources("AMI")
+    with pytest.raises(UserError, match=r"LibriSpeech-clean has no split 'train'.* It has test"):
+        open_sources("LibriSpeech-clean")
+
+
+def test_the_sets_of_the_public_leaderboard_can_be_trained_on(models: Path) -> None:
+    """Its repository has test splits alone; the others are the makers'."""
+    more = known_sets()["GigaSpeech-full"]
+    write_copy(models, more, "m", {"train": ["ONE <COMMA> TWO <PERIOD>", "<SIL>"], "validation": ["THREE"]})
+    [source] = open_sources("GigaSpeech")
+    assert source.name == "GigaSpeech-full:train" and len(source.excluded) == 1
+    assert [row.text for row in source.utterances()] == ["ONE, TWO."]
+    assert open_source("gigaspeech-cleaned:dev").name == "GigaSpeech-full:dev"
+    wanted = find_set("GigaSpeech/xl:train")
+    assert wanted is not None and wanted.hub_name == "hub:speechcolab/gigaspeech/xl:train"
+    for name, repository in (
+        ("GigaSpeech", "hf-audio/open-asr-leaderboard"),
+        ("AMI-full", "edinburghcstr/ami"),
+    ):
+        found = find_set(name)
+        assert found is not None and found.entry.repository == repository and found.split == "test"
+    with pytest.raises(UserError, match=r"GigaSpeech-full has no split 'dve'. Did you mean \"dev\"\?"):
+        find_set("GigaSpeech:dve")
+
+
+def test_words_that_nobody_wrote_down_are_not_learnt_to_be_skipped(models: Path) -> None:
+    texts = ["<unk> and so on", "what a day", "so [Applause] well"]
+    write_copy(models, known_sets()["TED-LIUM-full"], "default", {"train": texts})
+    [source] = open_sources("TED-LIUM")
+    assert [row.text for row in source.utterances()] == texts[1:]
+    assert "has <unk> for words that nobody wrote down: '<unk> and so on'" in source.excluded[0].reason
 
 
 @pytest.mark.parametrize(

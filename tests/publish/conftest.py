@@ -34,7 +34,9 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.eval()
     save_model(model, processor, folder / "model")
     source = open_source("corpus:test")
-    (folder / "config.yaml").write_text(config_to_yaml(config, provenance(model, [source])), encoding="utf-8")
+    (folder / "config.yaml").write_text(
+        config_to_yaml(config, provenance(config, model, [source])), encoding="utf-8"
+    )
     provider = TinyAudioProvider(model, processor, max_new_tokens=8)
     result = evaluate(provider, source, model_name="outputs/run/model", max_samples=3)
     write_results(result, folder)

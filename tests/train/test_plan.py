@@ -154,7 +154,7 @@ def test_time_and_dollars() -> None:
     table = read_gpus()
     a40 = next(gpu for gpu in table.gpus if gpu.name == "A40")
     # DESIGN's count: 4,000 hours in a day at 45%.
-    assert 24 * a40.audio_seconds_a_second(402e9, 0.45) == pytest.approx(4000, rel=0.01)
+    assert 24 * a40.flops_per_second(0.45) / 402e9 == pytest.approx(4000, rel=0.01)
     assert a40.largest_batch_seconds(10e9, 0.1e9) == pytest.approx((48 * 0.92 - 2 - 10) / 0.1)
     assert a40.largest_batch_seconds(60e9, 0.1e9) == 0
 

@@ -22,7 +22,7 @@ TOTALS = {"audio_seconds": 100.0, "waited": 0.5, "valid": 900.0, "padded": 1000.
 
 def test_shares() -> None:
     meter = SpeedMeter(tiny_config(), 7.0, peak_flops=1e9)
-    work = meter.flops_per_audio_second(LossWeights(ctc=1.0))
+    work = meter.cost(LossWeights(ctc=1.0)).flops_per_audio_second
     figures = meter.figures(TOTALS, 10.0, LossWeights(ctc=1.0))
     assert figures["utilization"] == pytest.approx(100 * work / (10 * 1e9))
     assert figures["padding_share"] == pytest.approx(0.1)
@@ -30,12 +30,12 @@ def test_shares() -> None:
 
 
 def test_what_does_not_run_is_not_counted() -> None:
-    whole = SpeedMeter(tiny_config(), 7.0, 1e9).flops_per_audio_second(LossWeights(ctc=1.0))
-    resting = SpeedMeter(tiny_config(), 7.0, 1e9).flops_per_audio_second(LossWeights(0.0, ctc=1.0))
+    whole = SpeedMeter(tiny_config(), 7.0, 1e9).cost(LossWeights(ctc=1.0)).flops_per_audio_second
+    resting = SpeedMeter(tiny_config(), 7.0, 1e9).cost(LossWeights(0.0, ctc=1.0)).flops_per_audio_second
     config = tiny_config("model.freeze_encoder=true")
-    frozen = SpeedMeter(config, 7.0, 1e9).flops_per_audio_second(LossWeights(ctc=1.0))
+    frozen = SpeedMeter(config, 7.0, 1e9).cost(LossWeights(ctc=1.0)).flops_per_audio_second
     config.data.features_cache = "features"
-    cached = SpeedMeter(config, 7.0, 1e9).flops_per_audio_second(LossWeights(ctc=1.0))
+    cached = SpeedMeter(config, 7.0, 1e9).cost(LossWeights(ctc=1.0)).flops_per_audio_second
     assert resting < whole and cached < frozen < whole
 
 
@@ -43,9 +43,9 @@ def test_a_model_that_is_built_is_counted_without_its_files() -> None:
     config = tiny_config()
     model, _ = build_model(config)
     attention = model.model.language_model.config._attn_implementation
-    described = SpeedMeter(config, 7.0, 1e9).flops_per_audio_second(LossWeights(ctc=1.0))
+    described = SpeedMeter(config, 7.0, 1e9).cost(LossWeights(ctc=1.0)).flops_per_audio_second
     config.init_from = "./was/moved"
-    built = SpeedMeter(config, 7.0, 1e9, model.config).flops_per_audio_second(LossWeights(ctc=1.0))
+    built = SpeedMeter(config, 7.0, 1e9, model.config).cost(LossWeights(ctc=1.0)).flops_per_audio_second
     assert built == described
     assert model.model.language_model.config._attn_implementation == attention  # the model goes on as it was
 
@@ -57,7 +57,7 @@ def test_the_speed_of_this_machine_is_of_the_right_order() -> None:
 def test_measuring_takes_no_random_number_of_the_run() -> None:
     before = torch.get_rng_state()
     matmul_flops_per_second(torch.device("cpu"), torch.float32)
-    SpeedMeter(tiny_config(), 7.0, 1e9).flops_per_audio_second(LossWeights(ctc=1.0))
+    SpeedMeter(tiny_config(), 7.0, 1e9).cost(LossWeights(ctc=1.0))
     assert torch.equal(torch.get_rng_state(), before)
 
 

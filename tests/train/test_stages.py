@@ -20,8 +20,8 @@ from tiny_audio.hub.asr_checkpoint import fingerprint, load_bases, load_model, m
 from tiny_audio.hub.asr_losses import LossWeights
 from tiny_audio.train.build import build_model
 from tiny_audio.train.config import compose_config
-from tiny_audio.train.loop import cast_frozen, mixed_precision
 from tiny_audio.train.parameters import parameter_table
+from tiny_audio.train.precision import cast_frozen, mixed_precision
 from tiny_audio.train.records import read_metrics
 from tiny_audio.train.run import run
 

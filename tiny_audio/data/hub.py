@@ -27,7 +27,7 @@ def parse_hub_name(name: str) -> tuple[str, str | None, str]:
 def open_hub_source(
     name: str,
     label: str | None = None,
-    columns: Mapping[str, str] | None = None,
+    columns: Mapping[str, str | None] | None = None,
     text_rules: TextRules | None = None,
 ) -> ParquetSource:
     """Open a split of a hub data set.

@@ -28,6 +28,7 @@ class TextRules:
 
     replace: Mapping[str, str]
     leave_out: frozenset[str]
+    leave_out_holding: tuple[str, ...]
     leave_out_wordless: bool
 
     def clean(self, text: str) -> str:
@@ -37,9 +38,12 @@ class TextRules:
         return text
 
     def reason_to_leave_out(self, text: str) -> str | None:
-        """Why a row with this transcript is not speech to be scored, or None where it is."""
+        """Why a row with this transcript is not speech to be scored or learnt from, or None where it is."""
         if " ".join(text.lower().replace("_", " ").split()) in self.leave_out:
             return f"says {text.strip()!r} instead of words"
+        for piece in self.leave_out_holding:
+            if piece in text.lower():
+                return f"has {piece} for words that nobody wrote down: {text.strip()[:60]!r}"
         if self.leave_out_wordless:
             from tiny_audio.evaluate.normalize import english
 
@@ -55,7 +59,7 @@ class KnownSet:
     name: str
     repository: str
     config: str
-    columns: Mapping[str, str]
+    columns: Mapping[str, str | None]
     splits: Mapping[str, str]
     test_split: str
     hours: Mapping[str, float]
@@ -65,15 +69,22 @@ class KnownSet:
     scored_rows: int | None
     leaderboard_samples: int | str
     configs: Sequence[str] = ()
+    more: str | None = None
     shared_splits: Sequence[str] = ()
     replace: Mapping[str, str] | None = None
     leave_out: Sequence[str] = ()
+    leave_out_holding: Sequence[str] = ()
     leave_out_wordless: bool = False
 
     @property
     def text_rules(self) -> TextRules:
         """The rules for its transcripts."""
-        return TextRules(dict(self.replace or {}), frozenset(self.leave_out), self.leave_out_wordless)
+        return TextRules(
+            dict(self.replace or {}),
+            frozenset(self.leave_out),
+            tuple(self.leave_out_holding),
+            self.leave_out_wordless,
+        )
 
 
 @dataclass(frozen=True)
@@ -123,6 +134,9 @@ def find_set(spec: str, default_split: str | None = None) -> SetSplit | None:
     entry = match and {_folded(name): known for name, known in known_sets().items()}.get(_folded(match[1]))
     if not match or entry is None:
         return None
+    wanted_split = match[3] or default_split or entry.test_split
+    if entry.more is not None and (match[2] or wanted_split not in entry.splits):
+        entry = known_sets()[entry.more]
     config, split = match[2] or entry.config, match[3] or default_split or entry.test_split
     for kind, value, known in (
         ("config", config, [*entry.configs] or [entry.config]),

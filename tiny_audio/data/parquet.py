@@ -56,7 +56,7 @@ class ParquetSource(Source):
     the user's cache folder.
 
     Args:
-        columns: role (audio, text, seconds, id, speaker, language) -> column, where the names are known beforehand.
+        columns: role (audio, text, seconds, id, speaker, language) -> column, known beforehand; None: there is none.
         text_rules: which transcripts say that their row is not to be scored, and what to replace in others.
         files_within: a row that holds only the path of its audio may name files of this folder; None: any file.
             Data that somebody else has written must not choose among all files of this machine.
@@ -70,7 +70,7 @@ class ParquetSource(Source):
         files: Sequence[str],
         name: str,
         revision: str | None = None,
-        columns: Mapping[str, str] | None = None,
+        columns: Mapping[str, str | None] | None = None,
         text_rules: TextRules | None = None,
         files_within: Path | None = None,
     ) -> None:
@@ -124,7 +124,7 @@ class ParquetSource(Source):
         except AudioError as error:
             raise AudioError(f"{utterance.audio}: {error}") from error
 
-    def _find_columns(self, given: Mapping[str, str]) -> dict[str, str]:
+    def _find_columns(self, given: Mapping[str, str | None]) -> dict[str, str]:
         """Role -> column, by the first file; all others must have the same."""
         schema = self._shards.schema(0)
         found: dict[str, str] = {}
@@ -136,7 +136,7 @@ class ParquetSource(Source):
             ("speaker", SPEAKER_COLUMNS),
             ("language", LANGUAGE_COLUMNS),
         ]
-        wanted = [(role, [given[role]] if role in given else usual) for role, usual in wanted]
+        wanted = [(role, [given[role] or ""] if role in given else usual) for role, usual in wanted]
         for role, candidates in wanted:
             match = next((name for name in candidates if name in schema.names), None)
             if match is not None:

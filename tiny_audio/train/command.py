@@ -109,7 +109,7 @@ def train(
         f"model: {result.model_folder}   figures: {result.folder / 'metrics.json'}   "
         f"curve: {result.folder / 'loss.png'}"
     )
-    if result.evaluation is None:
+    if config.ctc.alone_share == 1:
         typer.echo(
             f"the decoder has yet to train:  tiny-audio train ... ctc.alone_share=0"
             f" init_from={result.model_folder} output_dir={result.folder}-2"

@@ -48,9 +48,9 @@ def choice(*names: Any) -> Any:
     return dataclasses.field(metadata={"choices": names})
 
 
-def source(listed: bool = False) -> Any:
-    """A SOURCE, or with `listed` a list of them as well."""
-    return dataclasses.field(metadata={"sources": listed})
+def source(listed: bool = False, optional: bool = False) -> Any:
+    """A SOURCE, or with `listed` a list of them as well, or with `optional` null."""
+    return dataclasses.field(metadata={"sources": listed, "optional": optional})
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -103,7 +103,7 @@ class CTCSettings:
 class DataSettings:
     train: Any = source(listed=True)
     eval: str = source()
-    test: str = source()
+    test: str | None = source(optional=True)
     max_seconds: float = number(above=0)
     min_seconds: float = number(0)
     languages: list[str] | None
@@ -384,6 +384,8 @@ def _check_value(key: str, value: Any, limits: dict[str, Any]) -> None:
             names = map(_shown, limits["choices"])
             hint = nearest(value, filter(None, limits["choices"])) if isinstance(value, str) else ""
             refuse(f"one of {', '.join(names)}.{hint}" if hint else f"one of {', '.join(names)}")
+    elif value is None and limits.get("optional"):
+        return
     elif "sources" in limits:
         listed = value if isinstance(value, ListConfig) and limits["sources"] else [value]
         if not len(listed) or not all(isinstance(source, str) and source for source in listed):
@@ -490,7 +492,8 @@ def _check_features_cache(config: DictConfig) -> None:
     active = active_augmentations(config)
     if active and data.features_cache_variants is None:
         raise UserError(
-            f"data.features_cache={data.features_cache}: with {active[0]} a clip sounds otherwise in every epoch; set "
+            f"data.features_cache={data.features_cache}: with {', '.join(active)} a clip sounds otherwise in "
+            "every epoch; set "
             "data.features_cache_variants=K to hear K sounds of each clip in turn, or switch the augmentation off"
         )
     if not active and (data.features_cache_variants or 1) > 1:

@@ -34,7 +34,7 @@ from tiny_audio.hub.asr_checkpoint import cast_weights, fingerprint, pick_device
 from tiny_audio.hub.asr_encoders import encoder_geometry, encoder_output_length, encoder_width, run_encoder
 from tiny_audio.train.build import build_data, build_encoder_side, frame_seconds
 from tiny_audio.train.config import active_augmentations
-from tiny_audio.train.loop import mixed_precision
+from tiny_audio.train.precision import mixed_precision
 
 FORMAT = 1  # of the frames: raised when the same encoder would give others
 STORED_TYPES = (torch.bfloat16, torch.float32)

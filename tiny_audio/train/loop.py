@@ -23,7 +23,6 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import AutocastKwargs, gather_object
 from omegaconf import DictConfig
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from tiny_audio.data.source import list_problems
 from tiny_audio.errors import UserError
@@ -34,6 +33,7 @@ from tiny_audio.train.checkpoints import Progress, contents, save_checkpoint
 from tiny_audio.train.compiling import compile_layers
 from tiny_audio.train.optimizer import build_optimizer, learning_rate_factor
 from tiny_audio.train.pieces import is_out_of_memory, size_of, split_above
+from tiny_audio.train.precision import cast_frozen, mixed_precision
 from tiny_audio.train.records import StepLog
 from tiny_audio.train.sharding import assemble, evaluation, shard, whole
 from tiny_audio.train.skipping import SKIPPED_FILE, check_repetition, json_number, judge_step
@@ -137,7 +137,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             self._skipped_log = StepLog(self.folder / SKIPPED_FILE, self.progress.step)
         batches = self._batches()
-        self._log_start = time.perf_counter()
+        self._log_start = self._began = time.perf_counter()
+        self._first_step = self.progress.step
         with finish_step_first() as stop_asked:
             while self.progress.step < self.settings.max_steps:
                 started = time.perf_counter()
@@ -409,7 +410,8 @@ class Trainer:
                 line = {**(line or {"step": step}), **self.evaluate()}
             self._log_start += time.perf_counter() - started  # the speed is that of training
         if line and self.accelerator.is_main_process:
-            self.report({**line, **self.dollars()})
+            pace = (time.perf_counter() - self._began) / (step - self._first_step)
+            self.report({**line, "seconds_left": pace * (settings.max_steps - step), **self.dollars()})
         self._save_due |= step % settings.save_steps == 0
         # Not after a skipped step: the weights before it may be what is wrong, and a save drops the oldest checkpoint.
         if last or (self._save_due and self.progress.last_skipped[-1:] != [step]):
@@ -430,6 +432,7 @@ class Trainer:
             "epoch": self.progress.epoch,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "audio_seconds_per_second": totals["audio_seconds"] / elapsed,
+            "audio_hours": self.progress.audio_seconds / 3600,
             "train_seconds": self.progress.train_seconds,
             "skipped_steps": self.progress.skipped_steps,
             "infeasible_ctc_targets": int(totals.get("infeasible", 0)),
@@ -452,27 +455,6 @@ def seed_process(seed: int, process_index: int, step: int) -> None:
     if process_index > 0:
         state = np.random.SeedSequence([seed, process_index, step]).generate_state(1, np.uint64)
         torch.manual_seed(int(state[0]))
-
-
-def mixed_precision(bf16: bool | str) -> str:
-    """ "bf16" where it is asked for, or by itself where the device computes in it; else "no"."""
-    if bf16 == "auto":
-        # T4 and V100 emulate it, slower than float32.
-        bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16" if bf16 else "no"
-
-
-def cast_frozen(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Frozen weights in half the bytes; what trains keeps float32 master weights."""
-    for parameter in model.parameters():
-        if not parameter.requires_grad and parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype)
-    # Batch norm computes with weights and statistics of one type. Other buffers, as of rotary positions, stay exact.
-    for module in model.modules():
-        if isinstance(module, _BatchNorm) and module.affine and not module.weight.requires_grad:
-            for buffer in module.buffers(recurse=False):
-                if buffer.is_floating_point():
-                    buffer.data = buffer.data.to(dtype)
 
 
 @contextmanager

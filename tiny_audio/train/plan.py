@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tiny_audio.errors import UserError, first_line
 from tiny_audio.train.command import TrainOverrides
+
+if TYPE_CHECKING:
+    from tiny_audio.train.compute import StepCost
+    from tiny_audio.train.measured import MeasuredSpeed
 
 GPUS_FILE = Path(__file__).parents[1] / "facts" / "gpus.yaml"
 # Share of the data sheet's speed that a tuned run reaches; 0.4-0.5 is what well-kept training code reports.
@@ -18,25 +22,27 @@ UTILIZATION = 0.45
 RESERVED_BYTES = 2.0e9
 USABLE_SHARE = 0.92
 GPU_KEYS = {"memory_gb", "bf16_tflops", "dollars_an_hour"}
+NOT_KNOWN = "-"
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """`dollars_an_hour` is the price on the day that the table names."""
+    """`dollars_an_hour` is the price on the day that the table names; `device` what its driver calls it."""
 
     name: str
     memory_gb: float
     bf16_tflops: float
     dollars_an_hour: float
+    device: str = ""
 
     def largest_batch_seconds(self, fixed_bytes: float, bytes_per_audio_second: float) -> float:
         """Audio in the largest batch that fits; 0 where not even the weights do."""
         free = self.memory_gb * 1e9 * USABLE_SHARE - RESERVED_BYTES - fixed_bytes
         return max(0.0, free / bytes_per_audio_second)
 
-    def audio_seconds_a_second(self, flops_per_audio_second: float, utilization: float) -> float:
-        """Audio trained in a second, with everything that is computed for a second of audio."""
-        return self.bf16_tflops * 1e12 * utilization / flops_per_audio_second
+    def flops_per_second(self, utilization: float) -> float:
+        """What it computes when it reaches this share of its printed speed."""
+        return self.bf16_tflops * 1e12 * utilization
 
 
 @dataclass(frozen=True)
@@ -56,9 +62,10 @@ def read_gpus(path: Path = GPUS_FILE) -> GpuTable:
         content: Any = OmegaConf.to_container(OmegaConf.load(path))
         gpus = []
         for name, values in content["gpus"].items():
+            device = str(values.pop("device", name))
             if set(values) != GPU_KEYS or not all(float(value) > 0 for value in values.values()):
                 raise UserError(f"{path}: {name} needs {', '.join(sorted(GPU_KEYS))}, all above 0.")
-            gpus.append(Gpu(str(name), **{key: float(value) for key, value in values.items()}))
+            gpus.append(Gpu(str(name), **{key: float(value) for key, value in values.items()}, device=device))
         return GpuTable(tuple(gpus), str(content["prices_as_of"]), str(content["prices_from"]))
     except UserError:
         raise
@@ -79,6 +86,14 @@ def plan(
     gpus: Annotated[
         Path, typer.Option(help="A table of GPUs and prices to use.", show_default=False)
     ] = GPUS_FILE,
+    measured: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Folder of a run: its machine's speed is what it was measured to be. Several make it surer.",
+            metavar="RUN",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Tell what a run needs before you pay: parameters, memory, time and dollars on GPUs that can be rented.
 
@@ -89,6 +104,7 @@ def plan(
     Examples:
       tiny-audio plan +experiments=stage1
       tiny-audio plan +experiments=qwen3_8b training.max_steps=20000 --utilization 0.4
+      tiny-audio plan +experiments=stage1 --measured outputs/first-hour
     """
     from tiny_audio.train.config import compose_config
 
@@ -99,8 +115,10 @@ def plan(
 
     from tiny_audio.train.build import AUTO, fixed_batch_seconds, loss_weights
     from tiny_audio.train.compute import cost_of_config
+    from tiny_audio.train.measured import measured_speeds
     from tiny_audio.train.parameters import print_parameter_table
 
+    speeds = measured_speeds(measured or [])
     console = Console()
     print_parameter_table(config, console)
     settings = config.training
@@ -109,7 +127,7 @@ def plan(
     work = work_of_config(config, cost, clip_seconds)
     fullest = capped_seconds(settings, fixed_batch_seconds(settings), config.data.max_seconds)
     console.print(_cost_table(cost, fullest))
-    console.print(_gpu_table(table, cost, work, config, utilization, clip_seconds))
+    console.print(_gpu_table(table, speeds, cost, work, config, utilization, clip_seconds))
     if config.ctc.alone_share:
         typer.echo(
             f"The decoder rests in {config.ctc.alone_share:.0%} of the steps: the mean of all steps is"
@@ -130,10 +148,15 @@ def plan(
             f"{settings.max_steps:,} steps of {step_seconds:,.0f} s:"
             f" {settings.max_steps * step_seconds / 3600:,.0f} hours of audio, in clips of {clip_seconds:g} s.\n"
         )
+    typer.echo(steps, nl=False)
+    for speed in speeds:
+        typer.echo(
+            f"Measured: {speed.device} in {speed.precision}, {speed.flops_per_second / 1e12:,.3g} TFLOP/s"
+            f" ({speed.said})."
+        )
     typer.echo(
-        f"{steps}"
-        f"Time is extrapolated: counted work at {utilization:.0%} of the printed bf16 speed, nothing measured on these"
-        " GPUs.\nMemory is counted, too, with"
+        f"Time {'elsewhere ' if speeds else ''}is extrapolated: counted work at {utilization:.0%} of the printed bf16"
+        " speed, nothing measured on these GPUs. Evaluations come on top.\nMemory is counted, too, with"
         f" {RESERVED_BYTES / 1e9:g} GB set aside and {1 - USABLE_SHARE:.0%} not used.\n"
         f"Prices of {table.as_of} ({table.source}); edit {gpus}."
     )
@@ -184,47 +207,64 @@ def _cost_table(cost: Any, batch_seconds: float) -> Any:
 
 
 def _gpu_table(
-    gpus: GpuTable, cost: Any, work: float, config: Any, utilization: float, clip_seconds: float
+    gpus: GpuTable,
+    speeds: list[MeasuredSpeed],
+    cost: StepCost,
+    work: float,
+    config: Any,
+    utilization: float,
+    clip_seconds: float,
 ) -> Any:
+    """Of each GPU, and of each machine that was measured and is none of them."""
     from rich.table import Table
 
-    from tiny_audio.train.build import AUTO
+    from tiny_audio.train.build import AUTO, fixed_batch_seconds
 
     settings = config.training
     tried = settings.batch_seconds == AUTO
+
+    def time_of(flops_per_second: float, batch_seconds: float) -> tuple[float, float, float]:
+        """Seconds a step, audio hours an hour, and hours."""
+        step_seconds = batch_seconds * settings.gradient_accumulation_steps
+        speed = flops_per_second / work
+        return step_seconds / speed, speed, settings.max_steps * step_seconds / speed / 3600
+
+    def cells(measured: MeasuredSpeed | None, step: float, speed: float, hours: float) -> list[str]:
+        error = f" ±{measured.error:.0%}" if measured else ""
+        return [f"{step:.2f}", f"{speed:,.0f}", f"{hours:,.1f}{error}"]
+
     table = Table(title="On one GPU", title_justify="left")
-    for heading in (
-        "GPU",
-        "GB",
-        "largest batch",
-        "seconds a step",
-        "audio hours an hour",
-        "hours",
-        "dollars",
-    ):
+    headings = ("GPU", "GB", "largest batch", "seconds a step", "audio hours an hour", "hours", "dollars")
+    for heading in headings:
         table.add_column(heading, justify="left" if heading == "GPU" else "right")
+    own = {speed.device: speed for speed in speeds if speed.precision == "bf16"}
     for gpu in gpus.gpus:
         largest = gpu.largest_batch_seconds(cost.fixed_bytes, cost.bytes_per_audio_second)
         if largest < config.data.max_seconds:  # not even one clip of the longest allowed
-            table.add_row(gpu.name, f"{gpu.memory_gb:g}", "too small", *["-"] * 4)
+            table.add_row(gpu.name, f"{gpu.memory_gb:g}", "too small", *[NOT_KNOWN] * 4)
             continue
         if tried:
             largest = capped_seconds(settings, largest, clip_seconds)
         allowed = largest if tried else settings.batch_seconds
-        batch_seconds = capped_seconds(settings, allowed, clip_seconds)
-        step_seconds = batch_seconds * settings.gradient_accumulation_steps
-        speed = gpu.audio_seconds_a_second(work, utilization)
-        hours = settings.max_steps * step_seconds / speed / 3600
+        exceeds = largest < capped_seconds(settings, allowed, config.data.max_seconds)
+        measured = own.get(gpu.device)
+        rate = measured.flops_per_second if measured else gpu.flops_per_second(utilization)
+        times = time_of(rate, capped_seconds(settings, allowed, clip_seconds))
         table.add_row(
             gpu.name,
             f"{gpu.memory_gb:g}",
-            f"{largest:,.0f} s"
-            + (" !" if largest < capped_seconds(settings, allowed, config.data.max_seconds) else ""),
-            f"{step_seconds / speed:.2f}",
-            f"{speed:,.0f}",
-            f"{hours:,.1f}",
-            f"{hours * gpu.dollars_an_hour:,.2f}",
+            f"{largest:,.0f} s{' !' if exceeds else ''}",
+            *cells(measured, *times),
+            f"{times[-1] * gpu.dollars_an_hour:,.2f}",
         )
+    listed = {gpu.device for gpu in gpus.gpus}
+    for speed in speeds:
+        if speed.device in listed and speed.precision == "bf16":
+            continue
+        allowed = fixed_batch_seconds(settings) if tried else settings.batch_seconds
+        times = time_of(speed.flops_per_second, capped_seconds(settings, allowed, clip_seconds))
+        name = f"{speed.device}, {speed.precision}"
+        table.add_row(name, NOT_KNOWN, NOT_KNOWN, *cells(speed, *times), NOT_KNOWN)
     if not tried:
         table.caption = (
             "! less than training.batch_seconds: lower it, and raise training.gradient_accumulation_steps"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
 WIDE = 120  # characters of a terminal that has room for a bar
@@ -26,13 +27,12 @@ class TrainingDisplay:
             TextColumn("[bold]{task.completed}/{task.total} steps"),
             TextColumn("after"),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             TextColumn("{task.fields[status]}", table_column=Column()),  # the one that may take a second line
             console=self.console,
             disable=not self.live,
         )
-        self.task = self.bar.add_task("training", total=max_steps, completed=first_step, status="")
+        self.task = self.bar.add_task("training", total=max_steps, completed=first_step, left="", status="")
 
     def __enter__(self) -> TrainingDisplay:
         self.bar.start()
@@ -63,6 +63,7 @@ class TrainingDisplay:
         if "dollars" in line:
             parts.append(f"${line['dollars']:.2f}")
         status = "  ".join(part for part in parts if part)
-        self.bar.update(self.task, completed=line["step"], status=status)
+        left = str(timedelta(seconds=round(line["seconds_left"])))
+        self.bar.update(self.task, completed=line["step"], left=f"left {left}", status=status)
         if not self.live:
             self.console.print(f"step {line['step']}/{self.max_steps}  {status}", highlight=False)

@@ -46,6 +46,7 @@ from tiny_audio.train.config import config_to_yaml
 from tiny_audio.train.features import open_store
 from tiny_audio.train.listening import ListeningMonitor, listening_gap
 from tiny_audio.train.loop import Trainer
+from tiny_audio.train.precision import mixed_precision
 from tiny_audio.train.progress import TrainingDisplay
 from tiny_audio.train.records import StepLog, draw_loss, run_folder
 from tiny_audio.train.sharding import KEY as SHARDING
@@ -69,9 +70,7 @@ class RunResult:
     folder: Path
     model_folder: Path
     metrics: dict[str, Any]
-    evaluation: (
-        EvalResult | None
-    )  # None: the decoder rested to the end (ctc.alone_share=1) and has nothing to show
+    evaluation: EvalResult | None  # None: no data.test, or the decoder rested to the end (ctc.alone_share=1)
     previous_run: Path | None
 
 
@@ -98,7 +97,7 @@ def run(config: DictConfig) -> RunResult | None:
     # All that can be wrong with the data is found before a model of gigabytes is built.
     cached = config.data.features_cache is not None
     train_sources, dev = open_sources(config.data.train, with_audio=not cached), open_source(config.data.eval)
-    test = open_source(config.data.test)
+    test = open_source(config.data.test) if config.data.test else None
     model, processor = build_model(config)
     store = open_store(config, model, processor)
     variants = config.data.features_cache_variants or 1 if cached else None
@@ -115,7 +114,9 @@ def run(config: DictConfig) -> RunResult | None:
         return None
     check_room(folder, model, config.training, checkpoint)
     with run_folder(folder, resuming=checkpoint is not None) as previous:
-        write_files({folder / "config.yaml": config_to_yaml(config, provenance(model, train_sources))})
+        write_files(
+            {folder / "config.yaml": config_to_yaml(config, provenance(config, model, train_sources))}
+        )
         display = TrainingDisplay(config.training.max_steps)
         with Trackers(config, folder) as trackers, display:
             trainer = Trainer(
@@ -214,7 +215,7 @@ def _report(line: dict[str, Any], log: StepLog, display: TrainingDisplay, tracke
 def _finish(
     config: DictConfig,
     looks: DevEvaluation,
-    test: Source,
+    test: Source | None,
     folder: Path,
     previous: Path | None,
     progress: Any,
@@ -237,7 +238,7 @@ def _finish(
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
     result = None
-    if config.ctc.alone_share < 1:
+    if test is not None and config.ctc.alone_share < 1:
         result = evaluate(
             TinyAudioProvider(model, processor),
             test,
@@ -349,7 +350,7 @@ class DevEvaluation:
         return figures
 
 
-def provenance(model: Any, sources: list[Source]) -> dict[str, Any]:
+def provenance(config: DictConfig, model: Any, sources: list[Source]) -> dict[str, Any]:
     """What else decides a run: versions, data revisions and the bases it starts from."""
     packages = ("torch", "transformers", "peft", "accelerate", "numpy")
     return {
@@ -360,4 +361,5 @@ def provenance(model: Any, sources: list[Source]) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: version(name) for name in packages},
         "hardware": hardware(),
+        "precision": mixed_precision(config.training.bf16),
     }

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from tiny_audio.data.loader import TrainData
 from tiny_audio.hub.asr_config import TinyAudioConfig
 from tiny_audio.hub.asr_losses import LossWeights
-from tiny_audio.train.compute import cost_of_config
+from tiny_audio.train.compute import StepCost, cost_of_config
 
 MATRIX_SIZE = {"cuda": 8192, "cpu": 1024}
 REPETITIONS = 10
@@ -50,8 +50,9 @@ class SpeedMeter:
     Args:
         config: the run's.
         clip_seconds: mean length of the training clips.
-        peak_flops: per second, of all processes' devices together.
+        peak_flops: per second, of one device.
         architecture: of the model that trains; the files that it came from may be gone by now.
+        num_devices: which share the work of a step.
     """
 
     def __init__(
@@ -60,17 +61,17 @@ class SpeedMeter:
         clip_seconds: float,
         peak_flops: float,
         architecture: TinyAudioConfig | None = None,
+        num_devices: int = 1,
     ) -> None:
         self._config, self._clip_seconds, self._peak_flops = config, clip_seconds, peak_flops
-        self._architecture = architecture
-        self._costs: dict[tuple[bool, bool], float] = {}
+        self._architecture, self._num_devices = architecture, num_devices
+        self._costs: dict[tuple[bool, bool], StepCost] = {}
 
-    def flops_per_audio_second(self, weights: LossWeights) -> float:
+    def cost(self, weights: LossWeights) -> StepCost:
         """What the model multiplies for a second of audio with these losses."""
         kind = (weights.language_model > 0, weights.embedding > 0)
         if kind not in self._costs:
-            cost = cost_of_config(self._config, weights, self._clip_seconds, self._architecture)
-            self._costs[kind] = cost.flops_per_audio_second
+            self._costs[kind] = cost_of_config(self._config, weights, self._clip_seconds, self._architecture)
         return self._costs[kind]
 
     def figures(self, totals: dict[str, float], elapsed: float, weights: LossWeights) -> dict[str, Any]:
@@ -80,9 +81,11 @@ class SpeedMeter:
             totals: "audio_seconds", "waited" (seconds without a batch), "valid" and "padded" (feature positions).
             elapsed: seconds since the last line, evaluations left out.
         """
-        work = self.flops_per_audio_second(weights) * totals["audio_seconds"]
+        cost, speed = self.cost(weights), totals["audio_seconds"] / (elapsed * self._num_devices)
+        every_flop = cost.flops_per_audio_second + cost.repeated_flops_per_audio_second
         return {
-            "utilization": work / (elapsed * self._peak_flops),
+            "utilization": speed * cost.flops_per_audio_second / self._peak_flops,
+            "tflops": speed * every_flop / 1e12,
             "padding_share": 1 - totals["valid"] / totals["padded"],
             "data_wait_share": totals["waited"] / elapsed,
         }
@@ -93,5 +96,7 @@ def build_meter(
 ) -> SpeedMeter:
     """The meter of a run, with the speed of its device measured now."""
     dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
-    peak = matmul_flops_per_second(accelerator.device, dtype) * accelerator.num_processes
-    return SpeedMeter(config, 3600 * data.hours / data.num_clips, peak, architecture)
+    peak = matmul_flops_per_second(accelerator.device, dtype)
+    return SpeedMeter(
+        config, 3600 * data.hours / data.num_clips, peak, architecture, accelerator.num_processes
+    )
