@@ -42,6 +42,12 @@ def test_each_thing_is_said_once() -> None:
     assert monitor.look(700, 0.8) is None and monitor.look(800, 0.0) is None
 
 
+@pytest.mark.parametrize(("steps", "named"), [(100, True), (1000, False)])
+def test_the_alarm_of_a_short_run_says_that_it_is_short(steps: int, named: bool) -> None:
+    alarm = ListeningMonitor(20, 20 + steps, True).look(20 + steps, 0.0)
+    assert alarm is not None and (f"leaves the decoder {steps} steps" in alarm) == named
+
+
 @pytest.mark.parametrize(("has_losses", "named"), [(False, True), (True, False)])
 def test_the_alarm_names_missing_alignment_losses(has_losses: bool, named: bool) -> None:
     alarm = ListeningMonitor(0, 10, has_losses).look(10, 0.0)

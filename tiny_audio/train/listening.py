@@ -19,6 +19,7 @@ MAX_CLIPS = 32
 LISTENS_FROM = 0.5
 DEAF_BELOW = 0.1
 EXPECTED_SHARE = 0.3  # of the decoder's steps: what listens at all has begun by then in every run of ours
+FEW_STEPS = 300  # of the decoder; nano gives it 516
 
 
 def listening_gap(model: Any, processor: Any, clips: Sequence[tuple[np.ndarray, str]]) -> float | None:
@@ -59,6 +60,7 @@ class ListeningMonitor:
     def __init__(self, first_step: int, max_steps: int, has_alignment_losses: bool) -> None:
         self._expected_step = first_step + round(EXPECTED_SHARE * (max_steps - first_step))
         self._has_alignment_losses = has_alignment_losses
+        self._decoder_steps = max_steps - first_step
         self._listens = self._has_warned = False
 
     def look(self, step: int, gap: float) -> str | None:
@@ -76,6 +78,10 @@ class ListeningMonitor:
             "transcripts that do not belong to their audio (tiny-audio data inspect)",
             "training.learning_rate, the projector's, too low or so high that the loss jumps",
         ]
+        if self._decoder_steps < FEW_STEPS:
+            causes.insert(
+                0, f"training.max_steps leaves the decoder {self._decoder_steps} steps, too few to tell"
+            )
         if not self._has_alignment_losses:
             causes.insert(
                 0, "ctc.weight and ctc.embedding_weight are 0: alignment alone takes hours to emerge"
