@@ -187,7 +187,7 @@ def check(arguments: list[str]) -> int:
 
 
 def bench(arguments: list[str]) -> int:
-    """run the benchmarks one after another (bench --quick: minutes instead of a quarter of an hour)"""
+    """run the benchmarks one after another (bench --quick: minutes instead of hours)"""
     install()
     files = sorted((ROOT / "benchmarks").glob("*.py"))
     runnable = [file for file in files if "__main__" in file.read_text(encoding="utf-8")]

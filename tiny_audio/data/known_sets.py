@@ -122,7 +122,8 @@ def find_set(spec: str, default_split: str | None = None) -> SetSplit | None:
     """The set that ``NAME[/CONFIG][:SPLIT]`` names, in any spelling of case, ``-`` and ``_``; None: no such name.
 
     Args:
-        spec: as the user wrote it. The ``hub:`` form of a known set is found too.
+        spec: as the user wrote it. The ``hub:`` form of a known set is found too. What an entry does not have may be in
+            the one that its `more` names.
         default_split: what a name without a split means; None: the test split.
 
     Raises:
@@ -134,10 +135,10 @@ def find_set(spec: str, default_split: str | None = None) -> SetSplit | None:
     entry = match and {_folded(name): known for name, known in known_sets().items()}.get(_folded(match[1]))
     if not match or entry is None:
         return None
-    wanted_split = match[3] or default_split or entry.test_split
-    if entry.more is not None and (match[2] or wanted_split not in entry.splits):
+    split = match[3] or default_split or entry.test_split
+    if entry.more is not None and (match[2] or split not in entry.splits):
         entry = known_sets()[entry.more]
-    config, split = match[2] or entry.config, match[3] or default_split or entry.test_split
+    config = match[2] or entry.config
     for kind, value, known in (
         ("config", config, [*entry.configs] or [entry.config]),
         ("split", split, [*entry.splits]),
