@@ -267,7 +267,8 @@ def _gpu_table(
         table.add_row(name, NOT_KNOWN, NOT_KNOWN, *cells(speed, *times), NOT_KNOWN)
     if not tried:
         table.caption = (
-            "! less than training.batch_seconds: lower it, and raise training.gradient_accumulation_steps"
+            "! less than training.batch_seconds: lower it and raise training.gradient_accumulation_steps;"
+            " the hours stay"
         )
     table.caption_justify = "left"
     return table
