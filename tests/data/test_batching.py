@@ -49,6 +49,17 @@ def test_the_order_is_a_function_of_seed_and_epoch(seconds: list[float], seed: i
     assert batches() != batches(seed=[seed + 1, 0])
 
 
+@pytest.mark.parametrize("share", [0.02, 0.1])
+def test_rows_without_words_are_among_those_with(share: float) -> None:
+    """A step of noise alone would teach the model to write nothing, and look like a spike."""
+    seconds = speech_lengths(20_000)
+    generator = np.random.default_rng(1)
+    tokens = np.where(generator.random(len(seconds)) < share, 1, np.ceil(3.5 * seconds) + 1)
+    batches = plan_window(seconds, tokens, seed=[0], batch_seconds=100.0, max_clips=64)
+    assert not any((tokens[batch] == 1).all() for batch in batches)
+    assert batches.padding_share(seconds) < 0.05
+
+
 def speech_lengths(num: int, seed: int = 0) -> np.ndarray:
     """Log-normal with a mean of 7 s, between 1 and 25 s."""
     drawn = np.random.default_rng(seed).lognormal(np.log(7) - 0.18, 0.6, num)

@@ -8,6 +8,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import soundfile
@@ -277,10 +278,18 @@ def test_a_folder_of_the_name_hides_the_set(tmp_path: Path, caplog: pytest.LogCa
     assert expand_sets("AMI") == ["AMI"]
 
 
-def test_terms_to_agree_to_are_named(models: Path) -> None:
-    write_copy(models, known_sets()["AMI"], "ami", {"test": ["yes"]})
+def test_terms_to_agree_to_are_named(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"terms of SPGISpeech .*https://huggingface.co/datasets/kensho/"):
         open_source("SPGISpeech")
+    # Of a copy on this machine there is nothing to agree to.
+    write_copy(models, known_sets()["SPGISpeech-full"], "S", {"train": ["yes"]})
+    with pytest.raises(UserError, match="BuilderConfig 'M' not found") as caught:
+        open_sources("SPGISpeech")
+    assert "terms" not in str(caught.value) and "README.md" not in str(caught.value)
+    (models / "kensho/spgispeech/README.md").unlink()
+    with pytest.raises(UserError, match=r"has no README.md: that of the hub names the configurations"):
+        open_sources("SPGISpeech")
 
 
 def test_groups_are_of_known_sets_and_come_in_order() -> None:

@@ -285,6 +285,7 @@ def test_one_source_or_several(tmp_path: Path) -> None:
 
 def test_how_many_bad_rows_are_too_many() -> None:
     assert [allowed_problems(rows, 0.01) for rows in (1, 300, 399, 400, 1000)] == [3, 3, 3, 4, 10]
+    assert allowed_problems(1000, 0) == 0
     problems = [Problem(f"f{number}.wav", "holds no samples") for number in range(8)]
     check_problems(problems[:3], 20, 0.01, "here")
     with pytest.raises(UserError) as caught:

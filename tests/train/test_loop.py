@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
 import torch
 import yaml
 
-from tests.tiny_models import tiny_config
+from tests.tiny_models import noise, tiny_config
 from tests.train.short_runs import assert_same, settings, weights
 from tiny_audio.data.loader import TrainData
 from tiny_audio.data.sources import open_sources
@@ -124,7 +125,14 @@ def test_resumed_is_bit_equal_to_never_stopped(
     assert [path.name for path in list_checkpoints(folder / "checkpoints")] == ["step-2", "step-4"]
     run(settings(speech, folder, workers, "training.resume=true"))
     assert_same(weights(folder / "checkpoints/step-6"), weights(finished / "checkpoints/step-6"))
-    strip = ("audio_seconds_per_second", "train_seconds", "utilization", "data_wait_share")
+    strip = (
+        "audio_seconds_per_second",
+        "train_seconds",
+        "utilization",
+        "data_wait_share",
+        "tflops",
+        "seconds_left",
+    )
     whole, resumed = (
         [{k: v for k, v in line.items() if k not in strip} for line in read_metrics(f / "metrics.jsonl")]
         for f in (finished, folder)
@@ -395,6 +403,20 @@ def test_parts_have_their_own_learning_rates_and_norms_no_decay() -> None:
 
 def test_draw_loss_without_a_line_draws_nothing(tmp_path: Path) -> None:
     assert draw_loss(tmp_path, "empty") is None
+
+
+def test_a_step_without_a_word_weighs_as_one_of_its_length(speech: Path, tmp_path: Path) -> None:
+    """Clips longer than any speech make batches of their own: their losses are those of a text of their length."""
+    folder = tmp_path / "noisy"
+    shutil.copytree(speech, folder)
+    with (folder / "manifest.jsonl").open("a") as manifest:
+        for number in range(8):
+            soundfile.write(folder / f"noise{number}.wav", noise(3.0, number), 16000)
+            manifest.write("\n" + json.dumps({"audio": f"noise{number}.wav", "text": "", "seconds": 3.0}))
+    run(settings(folder, tmp_path / "run", "training.max_steps=30", "data.test=null", "ctc.alone_share=0"))
+    lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
+    assert len(lines) == 30 and lines[-1]["skipped_steps"] == 0
+    assert max(line["ctc_loss"] for line in lines) < 60  # six times as much where such a step is divided by 1
 
 
 INTERRUPTED = """

@@ -21,6 +21,7 @@ from tiny_audio.data.mapped import pieces
 LENGTH_JITTER = 0.03
 # Rows whose blurred lengths agree within this ratio are sorted by tokens, so that text is padded little, too.
 LENGTH_RATIO_OF_BUCKET = 1.04
+END_TOKEN = 1  # the tokens of a row without words
 # Lengths are told apart for `training.batch_seconds=auto` by buckets: each ends at this multiple of the one before.
 BUCKET_RATIO = 1.5
 SHORTEST_BUCKET_SECONDS = 1.0
@@ -108,7 +109,7 @@ def plan_window(
 
     Args:
         seconds: (rows,) length of each row as the model will hear it.
-        token_counts: (rows,) text tokens of each row.
+        token_counts: (rows,) text tokens of each row, the one that ends a text included.
         batch_seconds: longest row x rows of a batch is at most this; a longer row is a batch by itself. Budgets of
             ascending `longest_seconds`: the longest row decides which of them holds, the last one for all beyond.
         max_clips: most rows of a batch.
@@ -128,11 +129,20 @@ def plan_window(
 def _sort_by_length(
     seconds: np.ndarray, token_counts: np.ndarray, generator: np.random.Generator
 ) -> np.ndarray:
-    """The order of rows by blurred length, and among rows of about the same length by blurred tokens."""
+    """The order of rows by blurred length, and among rows of about the same length by blurred tokens.
+
+    Rows without a text stand among those with one: a batch of nothing else would teach silence alone for a step.
+    """
     num_rows = len(seconds)
     step = np.log(LENGTH_RATIO_OF_BUCKET)
     blurred = np.log(np.maximum(seconds, 1e-3)) + generator.uniform(-LENGTH_JITTER, LENGTH_JITTER, num_rows)
     bucket = np.floor(blurred / step + generator.random())
+    silent, spoken = np.flatnonzero(token_counts <= END_TOKEN), np.flatnonzero(token_counts > END_TOKEN)
+    if len(silent) and len(spoken):
+        by_length = spoken[np.argsort(blurred[spoken])]
+        neighbours = np.searchsorted(blurred[by_length], blurred[silent]).clip(max=len(spoken) - 1)
+        token_counts = token_counts.copy()
+        token_counts[silent] = token_counts[by_length[neighbours]]
     tokens = (token_counts + 1.0) * np.exp(generator.uniform(-LENGTH_JITTER, LENGTH_JITTER, num_rows))
     # Tokens rise in one bucket and fall in the next: a batch across a border holds similar texts.
     return np.lexsort([np.where(bucket % 2 == 0, tokens, -tokens), bucket])

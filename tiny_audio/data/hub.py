@@ -24,6 +24,13 @@ def parse_hub_name(name: str) -> tuple[str, str | None, str]:
     return "/".join(parts[:2]), parts[2] if len(parts) == 3 else None, split
 
 
+def local_copy(repository: str) -> Path | None:
+    """The folder that stands for a repository of the hub on this machine, where there is one."""
+    models = os.environ.get(MODELS_VARIABLE)
+    copy = Path(models) / repository if models else None
+    return copy if copy is not None and copy.is_dir() else None
+
+
 def open_hub_source(
     name: str,
     label: str | None = None,
@@ -42,9 +49,8 @@ def open_hub_source(
         UserError: no such set, config or split, no parquet in it, or the hub cannot be reached.
     """
     repository, config, split = parse_hub_name(name)
-    local = os.environ.get(MODELS_VARIABLE)
-    copy = Path(local) / repository if local else None
-    place = str(copy) if copy is not None and copy.is_dir() else repository
+    copy = local_copy(repository)
+    place = str(copy or repository)
     files = _resolve_files(place, config, split, name)
     if not all(file.endswith(".parquet") for file in files):
         raise UserError(
@@ -84,7 +90,9 @@ def _resolve_files(place: str, config: str | None, split: str, name: str) -> lis
             f"on a machine without network put a copy of the data set at $TINY_AUDIO_MODELS/{place}"
         ) from error
     except ValueError as error:  # an unknown config: datasets lists the known ones
-        raise UserError(f"{name}: {' '.join(str(error).split())}") from error
+        bare = Path(place).is_dir() and not (Path(place) / "README.md").is_file()
+        hint = f" ({place} has no README.md: that of the hub names the configurations)" if bare else ""
+        raise UserError(f"{name}: {' '.join(str(error).split())}{hint}") from error
     splits = builder.config.data_files
     if splits is None or split not in splits:
         known = sorted(str(key) for key in splits or {})

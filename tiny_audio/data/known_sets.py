@@ -167,14 +167,14 @@ def open_known_set(wanted: SetSplit, label: str | None = None) -> Source:
     Raises:
         UserError: it cannot be reached, or asks for a login.
     """
-    from tiny_audio.data.hub import open_hub_source
+    from tiny_audio.data.hub import local_copy, open_hub_source
 
     try:
         source = open_hub_source(
             wanted.hub_name, label or wanted.name, wanted.entry.columns, wanted.entry.text_rules
         )
     except UserError as error:
-        if wanted.entry.terms is None:
+        if wanted.entry.terms is None or local_copy(wanted.entry.repository) is not None:
             raise
         raise UserError(
             f"{error} (the terms of {wanted.entry.name} have to be agreed to first: {wanted.entry.terms})"

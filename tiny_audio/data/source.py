@@ -120,7 +120,9 @@ class LazySequence(Sequence[Item]):
 
 
 def allowed_problems(num_rows: int, max_bad_fraction: float) -> int:
-    """How many of `num_rows` rows may be unusable before a run stops."""
+    """How many of `num_rows` rows may be unusable before a run stops; none where the fraction is 0."""
+    if max_bad_fraction == 0:
+        return 0
     return max(ALWAYS_ALLOWED_PROBLEMS, int(max_bad_fraction * num_rows))
 
 

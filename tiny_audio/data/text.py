@@ -24,7 +24,7 @@ VIRAMA_CLASS = 9  # canonical combining class
 ZERO_WIDTH_SPACE = "\u200b"  # shows where a word ends, in Thai and Khmer
 
 _JOINERS = re.compile(f"[{JOINERS}]+")
-_TAG = re.compile(r"<[^<>\s]{1,24}>|\[[^\[\]]{1,24}\]|\{[^{}]{1,24}\}")
+_TAG = re.compile(r"<(?! )[^<>]{1,24}(?<! )>|\[[^\[\]]{1,24}\]|\{[^{}]{1,24}\}")
 _SPACE_BEFORE_PUNCTUATION = re.compile(r"\s+([,.?!;:])(?=\s|$)")
 _SPLIT_CONTRACTION = re.compile(r"(?<=\w) (?='(?:s|t|m|d|re|ve|ll)\b)", re.IGNORECASE)  # TED-LIUM: "it 's"
 _TYPOGRAPHY = str.maketrans(

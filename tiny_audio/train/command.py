@@ -50,7 +50,9 @@ def train(
 
     import shutil
 
+    from tiny_audio.errors import UserError
     from tiny_audio.evaluate.report import format_samples
+    from tiny_audio.files import is_disk_full
     from tiny_audio.train.parameters import print_parameter_table
     from tiny_audio.train.run import UNUSABLE_FILE, is_main_process, run
     from tiny_audio.train.skipping import SKIPPED_FILE
@@ -72,6 +74,12 @@ def train(
             err=True,
         )
         raise
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise UserError(
+            f"no space left on the disk of {config.output_dir}: free some, then go on with training.resume=true"
+        ) from error
     if result is None:
         return
     metrics = result.metrics

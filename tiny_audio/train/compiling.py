@@ -7,6 +7,7 @@ of it. A tower has a handful of codes: with a mask and without, for one clip and
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,8 @@ def check_compiler() -> None:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         # The first line of PyTorch's own exceptions only names the part that failed.
         told = reason[1] if len(reason) > 1 and reason[0].endswith("raised:") else reason[0]
+        if " " in sys.prefix and device.type == "cpu":  # PyTorch splits the compiler's command there
+            needed = f"the environment under a path without a blank, unlike {sys.prefix}"
         raise UserError(
             f"training.compile=true, but nothing can be compiled here ({told}): install {needed}, "
             "or set training.compile=false"

@@ -50,6 +50,10 @@ MODEL_INPUTS = (
     "labels",
     "ctc_labels",
 )
+LEAST_SPOKEN = (
+    0.5,
+    2.0,
+)  # tokens and characters a second of audio that the CTC losses of a step are divided by, at least
 LONGEST_WAIT_HOURS = 6  # of other processes, while the first one evaluates
 
 Report = Callable[[dict[str, Any]], None]
@@ -372,7 +376,14 @@ class Trainer:
             self._add(name, value)
         self.progress.audio_seconds += audio_seconds
         self._stop_agreed = stop > 0 and self.accelerator.num_processes > 1
-        return {"lm": sums[0], "ctc": sums[1], "embedding": sums[0], "balance": sums[2]}
+        # Clips without a word have frames all the same: in a step of nothing else, each would weigh as a whole text.
+        least_tokens, least_characters = (rate * audio_seconds for rate in LEAST_SPOKEN)
+        return {
+            "lm": sums[0],
+            "ctc": max(sums[1], least_characters),
+            "embedding": max(sums[0], least_tokens),
+            "balance": sums[2],
+        }
 
     def _note_place(self, batch: dict[str, Any]) -> None:
         """Sets the place in the data behind the step, given this process's last batch.

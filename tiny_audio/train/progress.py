@@ -43,7 +43,7 @@ class TrainingDisplay:
 
     def note(self, text: str) -> None:
         """A line above the bar."""
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(text, highlight=False, markup=False, emoji=False)
 
     def show(self, line: dict[str, Any]) -> None:
         if "dev_wer" in line:
@@ -63,7 +63,7 @@ class TrainingDisplay:
         if "dollars" in line:
             parts.append(f"${line['dollars']:.2f}")
         status = "  ".join(part for part in parts if part)
-        left = str(timedelta(seconds=round(line["seconds_left"])))
-        self.bar.update(self.task, completed=line["step"], left=f"left {left}", status=status)
+        left = f"left {timedelta(seconds=round(line['seconds_left']))}"
+        self.bar.update(self.task, completed=line["step"], left=left, status=status)
         if not self.live:
-            self.console.print(f"step {line['step']}/{self.max_steps}  {status}", highlight=False)
+            self.note(f"step {line['step']}/{self.max_steps}  {left}  {status}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from tiny_audio.errors import UserError
+from tiny_audio.errors import UserError, first_line
 from tiny_audio.hub.asr_audio import SAMPLING_RATE
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,14 @@ class Trackers:
 
     def __init__(self, config: DictConfig, folder: Path):
         name = choose_tracker(config.training.tracker)
-        self.tracker = TRACKERS[name][0](config, folder) if name else None
+        try:
+            self.tracker = TRACKERS[name][0](config, folder) if name else None
+        except Exception as error:  # of its package: no network, no login
+            told = f"{name} cannot be reached ({type(error).__name__}: {first_line(error)})"
+            if config.training.tracker != "auto":
+                raise UserError(f"training.tracker={name}: {told}; or set training.tracker=none") from error
+            logger.warning("%s: this run is in metrics.jsonl alone", told)
+            self.tracker = None
 
     def __enter__(self) -> Trackers:
         return self
