@@ -8,15 +8,47 @@ import math
 import pytest
 import torch
 
-from tiny_audio.hub import asr_embedding_ctc
+from tiny_audio.hub import asr_embedding_ctc, asr_losses
 from tiny_audio.hub.asr_embedding_ctc import EmbeddingCTC
 from tiny_audio.hub.asr_losses import (
     alignment_loss,
     decode_ctc_text,
     encode_ctc_text,
+    language_model_loss,
 )
 
 VOCABULARY = " 'abcdefghijklmnopqrstuvwxyz0123456789"
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_many_logits_are_made_in_pieces_with_the_same_gradients(
+    trains: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    head = torch.nn.Linear(16, 1000).requires_grad_(trains)
+    hidden, targets = torch.randn(50, 16, requires_grad=True), torch.randint(1000, (50,))
+    inputs = [hidden, *(head.parameters() if trains else ())]
+
+    def step() -> tuple[float, tuple[torch.Tensor, ...], int]:
+        """The loss, its gradients, and the most numbers that any tensor kept for the backward pass has."""
+        largest = 0
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal largest
+            largest = max(largest, tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = language_model_loss(hidden, targets, head, 1000)
+        return float(loss.detach()), torch.autograd.grad(loss, inputs), largest
+
+    whole, gradients, most = step()
+    monkeypatch.setattr(asr_losses, "LOGITS_AT_ONCE", 7 * 1000)  # the last piece is one position
+    pieces, same_gradients, fewer = step()
+    assert pieces == pytest.approx(whole, rel=1e-6)
+    for left, right in zip(gradients, same_gradients, strict=True):
+        torch.testing.assert_close(left, right)
+    assert most == 50 * 1000 and fewer <= 16 * 1000  # the head's own weights, and no logits
 
 
 def brute_force_ctc(probabilities: torch.Tensor, target: list[int]) -> float:

@@ -123,6 +123,21 @@ def test_checkpointing_trades_memory_for_work() -> None:
     assert again.repeated_flops_per_audio_second > 0.2 * kept.flops_per_audio_second
 
 
+def test_the_logits_of_large_batches_are_not_all_there_at_once() -> None:
+    small, large = (
+        cost_of_config(
+            compose_config(["+experiments=stage1", f"training.batch_seconds={seconds}"]), LM_ONLY, 7.0
+        )
+        for seconds in (50, 400)
+    )
+    heads = [next(part for part in cost.parts if part.part == "decoder head") for cost in (small, large)]
+    assert heads[0].repeated_flops == 0 and heads[1].flops == heads[0].flops
+    assert heads[1].repeated_flops == pytest.approx(
+        heads[1].flops / 2
+    )  # the frozen head: forward, and to its input
+    assert heads[1].kept_bytes * 400 < heads[0].kept_bytes * 100
+
+
 def test_a_resting_decoder_costs_nothing() -> None:
     cost = cost_of("+experiments=small", weights=LossWeights(language_model=0.0, ctc=0.3, embedding=0.3))
     assert "decoder" not in {part.part for part in cost.parts}

@@ -10,15 +10,20 @@ frames, the *embedding loss* (`asr_embedding_ctc`) text tokens on audio tokens a
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 IGNORE_LABEL = -100
 CTC_BLANK = 0
 CTC_PADDING = -1
+LOGITS_AT_ONCE = (
+    2**25
+)  # 134 MB in float32; 220 positions of a vocabulary of 152,000, enough to keep a GPU busy
 
 
 @dataclass(frozen=True)
@@ -56,9 +61,28 @@ def decode_ctc_text(class_ids: list[int], vocabulary: str) -> str:
     return "".join(vocabulary[c - 1] for c in kept if c != CTC_BLANK).strip()
 
 
-def language_model_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Sum of the cross entropies of `logits (N, V)` at the N label positions."""
-    return F.cross_entropy(logits.float(), targets, reduction="sum")
+def language_model_loss(
+    hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], vocabulary_size: int
+) -> Tensor:
+    """Sum of the cross entropies at N label positions, `hidden (N, D)`.
+
+    Logits are a large vocabulary's 4 bytes a class and position, several times over. Where there are many, they are
+    made piece by piece, and again in the backward pass: at most `LOGITS_AT_ONCE` of them are there.
+
+    Args:
+        head: (N, D) to logits (N, V).
+        vocabulary_size: V.
+    """
+
+    def loss(part: Tensor, wanted: Tensor) -> Tensor:
+        return F.cross_entropy(head(part).float(), wanted, reduction="sum")
+
+    size = max(1, LOGITS_AT_ONCE // vocabulary_size)
+    if len(hidden) <= size:
+        return loss(hidden, targets)
+    parts = zip(hidden.split(size), targets.split(size), strict=True)
+    losses = [checkpoint(loss, part, wanted, use_reentrant=False) for part, wanted in parts]
+    return torch.stack(losses).sum()
 
 
 def ctc_loss_per_clip(

@@ -447,8 +447,8 @@ class TinyAudioForConditionalGeneration(TinyAudioPreTrainedModel, TranscriptGene
         sums: dict[str, Tensor] = {}
         counts: dict[str, float] = {"lm": int(scored.sum())}
         if hidden_states is not None:
-            logits = self.compute_logits(hidden_states[:, :-1][scored])  # (label positions, V)
-            sums["lm"] = language_model_loss(logits, targets[scored])
+            hidden, vocabulary = hidden_states[:, :-1][scored], self.config.text_config.vocab_size
+            sums["lm"] = language_model_loss(hidden, targets[scored], self.compute_logits, vocabulary)
         infeasible = torch.zeros((), dtype=torch.long, device=labels.device)
         if weights.ctc and audio is not None and ctc_labels is not None:
             assert audio.last_hidden_state is not None and audio.frame_lengths is not None

@@ -26,7 +26,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from tiny_audio.hub.asr_config import TinyAudioConfig
 from tiny_audio.hub.asr_drafting import SHARE_FROM_POSITIONS, has_plain_cache
 from tiny_audio.hub.asr_encoders import encoder_family, run_encoder
-from tiny_audio.hub.asr_losses import LossWeights
+from tiny_audio.hub.asr_losses import LOGITS_AT_ONCE, LossWeights
 from tiny_audio.hub.asr_modeling import TinyAudioForConditionalGeneration
 from tiny_audio.hub.asr_processing import SAMPLING_RATE
 from tiny_audio.hub.asr_projectors import NUM_EXPERTS
@@ -167,10 +167,14 @@ def step_cost(
         hidden = _meta(1, num_text, width).requires_grad_()
         read = lambda: decoder(inputs_embeds=embeddings, use_cache=False).last_hidden_state  # noqa: E731
         head = _cost("decoder head", lambda: model.lm_head(hidden), model)
-        logit_bytes = num_text * config.text_config.vocab_size * BYTES_PER_LOGIT
+        logits = num_text * config.text_config.vocab_size
+        again = 0.0  # of a batch with more logits than are made at once
+        if logits * batch_clips > LOGITS_AT_ONCE:
+            again = _cost("decoder head", lambda: model.lm_head(hidden), model, trains=False).flops
+        logit_bytes = min(logits, LOGITS_AT_ONCE / batch_clips) * BYTES_PER_LOGIT
         parts += [
             _cost("decoder", read, model, True, layers(decoder)),
-            PartCost("decoder head", head.flops, logit_bytes),
+            PartCost("decoder head", head.flops, logit_bytes, again),
         ]
     ctc_flops = 6.0 * frames.shape[1] * frames.shape[2] * len(config.ctc_vocabulary or "")
     if weights.embedding:
