@@ -20,10 +20,13 @@ import soxr
 import torch
 from torch import Tensor
 
+from tiny_audio.data.recorded import draw_noise, draw_room, recordings
 from tiny_audio.errors import UserError, nearest
 from tiny_audio.hub.asr_audio import SAMPLING_RATE
 
 Range = tuple[float, float]
+
+NOISE_KEY, REVERB_KEY = "augmentation.noise_files", "augmentation.reverb_files"
 
 # Streams of the random numbers of one clip: a new kind of augmentation leaves the others as they were.
 SPEED_STREAM, SPLICE_STREAM, WAVEFORM_STREAM, FEATURE_STREAM, NON_SPEECH_STREAM = range(5)
@@ -56,7 +59,8 @@ class Augmentation:
 
     Ranges are drawn from uniformly. `speed` resamples (pitch and tempo together), `tempo` leaves the pitch as
     it is, `equalizer_db` is the spread of a smooth random frequency response, `frequency_warp` stretches the
-    mel axis as another vocal tract length would. Masks are those of SpecAugment
+    mel axis as another vocal tract length would. `noise_files` and `reverb_files` are folders of noises and of
+    impulse responses, which are drawn from in place of synthetic ones. Masks are those of SpecAugment
     (https://arxiv.org/abs/1904.08779).
     """
 
@@ -66,7 +70,9 @@ class Augmentation:
     tempo_probability: float = 0.0
     noise_probability: float = 0.0
     noise_snr_db: Range = (5.0, 40.0)
+    noise_files: str | None = None
     reverb_probability: float = 0.0
+    reverb_files: str | None = None
     band_limit_probability: float = 0.0
     equalizer_probability: float = 0.0
     equalizer_db: float = 6.0
@@ -82,7 +88,7 @@ class Augmentation:
 
     @classmethod
     def from_config(cls, settings: Mapping[str, Any] | Augmentation | None) -> Augmentation:
-        """From the ``augmentation`` part of a config. Raises UserError for an unknown key."""
+        """From the ``augmentation`` part of a config. Raises UserError for an unknown key or a folder without audio."""
         if settings is None or isinstance(settings, Augmentation):
             return settings or cls()
         names = {field.name: field for field in dataclasses.fields(cls)}
@@ -93,7 +99,18 @@ class Augmentation:
             values[key] = (
                 (float(value[0]), float(value[1])) if isinstance(names[key].default, tuple) else value
             )
-        return cls(**values)
+        made = cls(**values)
+        for folder, key, probability in (
+            (made.noise_files, NOISE_KEY, made.noise_probability),
+            (made.reverb_files, REVERB_KEY, made.reverb_probability),
+        ):
+            if folder is not None:
+                recordings(folder, key)
+                if probability == 0:
+                    raise UserError(
+                        f"{key}={folder}, but {key.replace('files', 'probability')}=0: none would be heard"
+                    )
+        return made
 
 
 # Random numbers ---------------------------------------------------------------------------------------------
@@ -170,16 +187,24 @@ def augment_waveform(
     reverb, noise, equalizer, band_limit, telephone = generator.random(5)
     snr_db = generator.uniform(*augmentation.noise_snr_db)
     gain_db = generator.uniform(*augmentation.gain_db)
-    reverberation = make_room(generator) if reverb < augmentation.reverb_probability else None
+    room = None
+    if reverb < augmentation.reverb_probability:
+        files = augmentation.reverb_files
+        room = make_room(generator) if files is None else draw_room(files, REVERB_KEY, generator)
     curve = None
     if equalizer < augmentation.equalizer_probability:
         curve = random_equalizer(generator, augmentation.equalizer_db)
     if band_limit < augmentation.band_limit_probability:
         band = random_band(generator, telephone < TELEPHONE_SHARE)
         curve = band if curve is None else curve * band
-    noise_curve = random_noise_color(generator) if noise < augmentation.noise_probability else None
-    if reverberation is not None or curve is not None or noise_curve is not None:
-        waveform = filter_and_add_noise(waveform, reverberation, noise_curve, snr_db, curve, generator)
+    noise_curve = recorded = None
+    if noise < augmentation.noise_probability:
+        if augmentation.noise_files is None:
+            noise_curve = random_noise_color(generator)
+        else:
+            recorded = draw_noise(augmentation.noise_files, NOISE_KEY, len(waveform), generator)
+    if room is not None or curve is not None or noise_curve is not None or recorded is not None:
+        waveform = filter_and_add_noise(waveform, room, noise_curve, snr_db, curve, generator, recorded)
     if gain_db != 0.0:
         waveform = waveform * np.float32(10.0 ** (gain_db / 20.0))
     peak = float(np.abs(waveform).max(initial=0.0))
@@ -274,8 +299,12 @@ def filter_and_add_noise(
     snr_db: float,
     microphone_curve: np.ndarray | None,
     generator: np.random.Generator,
+    recorded_noise: np.ndarray | None = None,
 ) -> np.ndarray:
-    """(speech * room + noise) * microphone, in one FFT; `snr_db` is that of the whole clip."""
+    """(speech * room + noise) * microphone, in one FFT; `snr_db` is that of the whole clip.
+
+    The noise has the amplitudes `noise_curve` on `CURVE_HZ`, or is `recorded_noise` (S,).
+    """
     length = len(waveform)
     fft_length = fast_fft_length(length + (0 if room is None else len(room)))
     spectrum = np.fft.rfft(waveform, fft_length)  # (K,) complex64
@@ -283,11 +312,16 @@ def filter_and_add_noise(
     frequencies = np.linspace(0.0, SAMPLING_RATE / 2, num_frequencies)
     if room is not None:
         spectrum *= np.fft.rfft(room, fft_length)
-    if noise_curve is not None:
+    noise, noise_power = None, 0.0
+    if recorded_noise is not None:
+        noise = np.fft.rfft(recorded_noise, fft_length)
+        noise_power = max(float(np.vdot(recorded_noise, recorded_noise)) / length, 1e-12)
+    elif noise_curve is not None:
         noise = generator.standard_normal(2 * num_frequencies, dtype=np.float32).view(np.complex64)
         noise *= np.interp(frequencies, CURVE_HZ, noise_curve).astype(np.float32)
         # Parseval: mean power a sample; the speech fills `length` samples, the noise all of them.
         noise_power = 2.0 * float(np.vdot(noise, noise).real) / fft_length**2
+    if noise is not None:
         speech_power = max(float(np.vdot(waveform, waveform)) / length, 1e-8)
         noise *= np.float32(math.sqrt(speech_power / noise_power * 10.0 ** (-snr_db / 10.0)))
         spectrum += noise

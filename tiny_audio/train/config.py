@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 from tiny_audio import configs
 from tiny_audio.errors import UserError, first_line, nearest
 from tiny_audio.publish.upload import check_repo_id
+from tiny_audio.train.cached import check_features_cache
 
 DEFAULT_EXPERIMENT = "nano"
 CONFIG_FOLDER = Path(configs.__file__).resolve().parent
@@ -123,7 +124,9 @@ class AugmentationSettings:
     tempo_probability: float = number(0, most=1)
     noise_probability: float = number(0, most=1)
     noise_snr_db: list[float] = interval()
+    noise_files: str | None
     reverb_probability: float = number(0, most=1)
+    reverb_files: str | None
     band_limit_probability: float = number(0, most=1)
     equalizer_probability: float = number(0, most=1)
     equalizer_db: float = number(0)
@@ -440,7 +443,7 @@ def _check_together(config: DictConfig) -> None:
             raise UserError(
                 f"{section}.target_modules=[]: name linear layers such as [q_proj,v_proj], or set {section}.r=0"
             )
-    _check_features_cache(config)
+    check_features_cache(config)
     _check_towers(model)
 
 
@@ -467,34 +470,3 @@ def _check_towers(model: DictConfig) -> None:
         raise UserError(
             "model.tokenizer=null: a decoder with random weights has no tokenizer of its own; use bytes"
         )
-
-
-def active_augmentations(config: DictConfig) -> list[str]:
-    """The keys of `augmentation` that make a clip sound otherwise in each epoch."""
-    active = {
-        name: any(value) if name == "gain_db" else name.endswith(("_probability", "_masks")) and value > 0
-        for name, value in config.augmentation.items()
-    }
-    return [f"augmentation.{name}" for name, on in active.items() if on]
-
-
-def _check_features_cache(config: DictConfig) -> None:
-    """Features are kept of an encoder that stays as it is, and of sounds that come again."""
-    data = config.data
-    if data.features_cache is None:
-        return
-    if not config.model.freeze_encoder or config.encoder_lora.r:
-        trains = "encoder_lora.r=0" if config.model.freeze_encoder else "model.freeze_encoder=true"
-        raise UserError(
-            f"data.features_cache={data.features_cache}: the encoder trains, so its features change with every step; "
-            f"set {trains}, or data.features_cache=null"
-        )
-    active = active_augmentations(config)
-    if active and data.features_cache_variants is None:
-        raise UserError(
-            f"data.features_cache={data.features_cache}: with {', '.join(active)} a clip sounds otherwise in "
-            "every epoch; set "
-            "data.features_cache_variants=K to hear K sounds of each clip in turn, or switch the augmentation off"
-        )
-    if not active and (data.features_cache_variants or 1) > 1:
-        raise UserError("data.features_cache_variants: without augmentation all are the same; set it to null")

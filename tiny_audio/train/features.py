@@ -27,18 +27,24 @@ from torch import Tensor, nn
 
 from tiny_audio.data.features import FrameStore, FrameWriter, differences, store_folder
 from tiny_audio.data.loader import TrainData
+from tiny_audio.data.recorded import recordings
 from tiny_audio.data.sources import open_sources
 from tiny_audio.errors import UserError
 from tiny_audio.files import check_space, is_disk_full, size_in_words
 from tiny_audio.hub.asr_checkpoint import cast_weights, fingerprint, pick_device
 from tiny_audio.hub.asr_encoders import encoder_geometry, encoder_output_length, encoder_width, run_encoder
 from tiny_audio.train.build import build_data, build_encoder_side, frame_seconds
-from tiny_audio.train.config import active_augmentations
+from tiny_audio.train.cached import active_augmentations
 from tiny_audio.train.precision import mixed_precision
 
 FORMAT = 1  # of the frames: raised when the same encoder would give others
 STORED_TYPES = (torch.bfloat16, torch.float32)
 COMMAND = "run tiny-audio cache-features with the same overrides as tiny-audio train"
+
+
+def _listed(folder: str, name: str) -> list[tuple[str, int]]:
+    """What a folder of noises or rooms holds: names and sizes."""
+    return [(file.name, file.stat().st_size) for file in recordings(folder, f"augmentation.{name}")]
 
 
 def about_frames(config: DictConfig, tower: nn.Module, processor: Any, dtype: torch.dtype) -> dict[str, Any]:
@@ -50,8 +56,11 @@ def about_frames(config: DictConfig, tower: nn.Module, processor: Any, dtype: to
     }
     augmentation = None
     if active_augmentations(config):
+        settings = config.augmentation
+        folders = {"noise_files": settings.noise_files, "reverb_files": settings.reverb_files}
         augmentation = {
-            **OmegaConf.to_container(config.augmentation),
+            **OmegaConf.to_container(settings),
+            **{name: folder and _listed(folder, name) for name, folder in folders.items()},
             "seed": config.seed,
             "max_seconds": min(config.data.max_seconds, processor.max_seconds),
         }
