@@ -24,7 +24,7 @@ from tiny_audio.hub.asr_checkpoint import merge
 from tiny_audio.hub.asr_longform import transcribe_waveforms
 from tiny_audio.hub.asr_losses import LossWeights
 from tiny_audio.hub.asr_projectors import PROJECTORS
-from tiny_audio.train.build import build_model, freeze
+from tiny_audio.train.build import build_model, checkpointed_towers, freeze
 
 ALL_LOSSES = LossWeights(ctc=1.0, embedding=0.5, balance=0.1)
 DECODERS = {
@@ -201,17 +201,28 @@ def test_wrong_number_of_placeholders_is_refused() -> None:
         model(**batch)
 
 
-def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
+@pytest.mark.parametrize("setting", [True, "encoder", "decoder"])
+def test_gradient_checkpointing_changes_nothing_but_memory(setting: bool | str) -> None:
     model, processor = tiny_model()
     batch = processor.collate(examples(processor))
     twin = copy.deepcopy(model)
-    twin.activation_checkpointing_enable()
+    for tower in checkpointed_towers(twin, setting):
+        tower.activation_checkpointing_enable()
+    passes = {"encoder": 0, "decoder": 0}
+    for name, tower in (("encoder", twin.model.audio_tower), ("decoder", twin.model.language_model)):
+        counted = tower.layers[0].self_attn.q_proj
+
+        def count(*_: Any, name: str = name) -> None:
+            passes[name] += 1
+
+        counted.register_forward_hook(count)
     for one in (model, twin):
         one.train()
         one(**batch, loss_weights=LossWeights(ctc=1.0)).loss.backward()
     for (name, left), right in zip(model.named_parameters(), twin.parameters(), strict=True):
         if left.grad is not None:
             assert torch.allclose(left.grad, right.grad, atol=1e-6), name
+    assert passes == {name: 2 if setting in (True, name) else 1 for name in passes}
 
 
 def test_a_frozen_decoder_that_gradients_pass_through_is_checkpointed() -> None:

@@ -121,6 +121,14 @@ def test_checkpointing_trades_memory_for_work() -> None:
     assert again.flops_per_audio_second == kept.flops_per_audio_second
     assert again.bytes_per_audio_second < kept.bytes_per_audio_second / 2
     assert again.repeated_flops_per_audio_second > 0.2 * kept.flops_per_audio_second
+    one = [
+        cost_of_config(
+            compose_config(["+experiments=small", f"training.gradient_checkpointing={tower}"]), LM_ONLY, 7.0
+        )
+        for tower in ("encoder", "decoder")
+    ]
+    repeated = [{part.part for part in cost.parts if part.repeated_flops} for cost in one]
+    assert repeated == [set(), {"decoder"}]  # a frozen encoder keeps nothing
 
 
 def test_the_logits_of_large_batches_are_not_all_there_at_once() -> None:

@@ -85,6 +85,12 @@ def byte_tokenizer(words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special)
 
 
+def checkpointed_towers(model: Any, setting: bool | str) -> list[Any]:
+    """The towers of `model` whose activations are computed again, by `training.gradient_checkpointing`."""
+    towers = {"encoder": model.model.audio_tower, "decoder": model.model.language_model}
+    return [tower for name, tower in towers.items() if setting is True or setting == name]
+
+
 def loss_weights(config: DictConfig, step: int = 0) -> LossWeights:
     """The weights of the losses at `step`, counted from 0."""
     progress = step / config.training.max_steps  # 0 at the first step

@@ -30,7 +30,7 @@ from tiny_audio.hub.asr_losses import LOGITS_AT_ONCE, LossWeights
 from tiny_audio.hub.asr_modeling import TinyAudioForConditionalGeneration
 from tiny_audio.hub.asr_processing import SAMPLING_RATE
 from tiny_audio.hub.asr_projectors import NUM_EXPERTS
-from tiny_audio.train.build import AUTO
+from tiny_audio.train.build import AUTO, checkpointed_towers
 from tiny_audio.train.parameters import meta_model
 
 HOP_LENGTH = 160  # 10 ms, which all named encoders have
@@ -114,7 +114,7 @@ def step_cost(
     model: TinyAudioForConditionalGeneration,
     weights: LossWeights,
     *,
-    gradient_checkpointing: bool,
+    gradient_checkpointing: bool | str,
     clip_seconds: float = CLIP_SECONDS,
     batch_clips: int = 1,
     encoded: bool = False,
@@ -148,7 +148,8 @@ def step_cost(
     positions = num_tokens + num_text + _prompt_positions(decoder, batch_clips)
 
     def layers(tower: Any) -> int:
-        return int(tower.config.num_hidden_layers) if gradient_checkpointing else 0
+        again = tower in checkpointed_towers(model, gradient_checkpointing)
+        return int(tower.config.num_hidden_layers) if again else 0
 
     parts = []
     if not encoded:

@@ -159,7 +159,7 @@ class TrainingSettings:
     per_device_train_batch_size: int = number(1)
     gradient_accumulation_steps: int = number(1)
     bf16: Any = choice("auto", True, False)
-    gradient_checkpointing: bool
+    gradient_checkpointing: Any = choice(True, False, "encoder", "decoder")
     sharding: str = choice("none", "full")
     compile: bool
     num_workers: int = number(0)

@@ -28,7 +28,7 @@ from tiny_audio.data.source import list_problems
 from tiny_audio.errors import UserError
 from tiny_audio.hub.asr_audio import SAMPLING_RATE
 from tiny_audio.hub.asr_losses import CTC_PADDING, IGNORE_LABEL, LossWeights
-from tiny_audio.train.build import loss_weights
+from tiny_audio.train.build import checkpointed_towers, loss_weights
 from tiny_audio.train.checkpoints import Progress, contents, save_checkpoint
 from tiny_audio.train.compiling import compile_layers
 from tiny_audio.train.optimizer import build_optimizer, learning_rate_factor
@@ -104,8 +104,8 @@ class Trainer:
             mixed_precision=mixed_precision(self.settings.bf16),
             kwargs_handlers=[unused, patience, copies],
         )
-        if self.settings.gradient_checkpointing:
-            model.activation_checkpointing_enable()
+        for tower in checkpointed_towers(model, self.settings.gradient_checkpointing):
+            tower.activation_checkpointing_enable()
         if self.settings.compile:
             compile_layers(model)
         if self.accelerator.mixed_precision == "bf16":
