@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 import soundfile
 
 from tests.train.short_runs import WORDS, settings
+from tiny_audio.errors import UserError
 from tiny_audio.train.records import read_metrics
 from tiny_audio.train.run import NUM_SAMPLES_SHOWN, run
+from tiny_audio.train.trackers import Trackers
 
 
 def test_tensorboard_has_the_figures_and_clips_with_their_transcripts(speech: Path, tmp_path: Path) -> None:
@@ -44,3 +47,18 @@ def test_tensorboard_has_the_figures_and_clips_with_their_transcripts(speech: Pa
             f"    reference:  {said}\n"
         )
     assert lengths == sorted(lengths)
+
+
+def test_a_tracker_that_cannot_be_reached_ends_no_run_that_did_not_ask_for_it(
+    speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    (tmp_path / "tensorboard").write_text("a file where its folder should be")
+    with (
+        caplog.at_level(logging.WARNING),
+        Trackers(settings(speech, tmp_path, "training.tracker=auto"), tmp_path) as trackers,
+    ):
+        trackers.log({"step": 1, "loss": 2.0})
+    assert "tensorboard cannot be reached" in caplog.text and "metrics.jsonl alone" in caplog.text
+    with pytest.raises(UserError, match=r"training.tracker=tensorboard: .*; or set training.tracker=none"):
+        Trackers(settings(speech, tmp_path, "training.tracker=tensorboard"), tmp_path)
