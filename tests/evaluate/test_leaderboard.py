@@ -247,7 +247,7 @@ HOSTILE: list[tuple[dict[str, Any], str]] = [
     ({"set_url": "javascript:alert(1)"}, "set_url is"),
     ({"set": "my folder"}, "no set_url says where it lies"),
     ({"set": "ami:test"}, "its one name is AMI:test"),
-    ({"set": "AMI:train"}, "has no split 'train'"),
+    ({"set": "LibriSpeech-clean:train"}, "has no split 'train'"),
     ({"wer": -0.1}, "wer is -0.1"),
     ({"wer": 1e300}, "wer is 1e+300"),
     ({"wer": True}, "wer is True"),
