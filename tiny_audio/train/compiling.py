@@ -38,7 +38,7 @@ def check_compiler() -> None:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         # The first line of PyTorch's own exceptions only names the part that failed.
         told = reason[1] if len(reason) > 1 and reason[0].endswith("raised:") else reason[0]
-        if " " in sys.prefix and device.type == "cpu":  # PyTorch splits the compiler's command there
+        if " " in sys.prefix and "compile error" in told:  # PyTorch splits the compiler's command there
             needed = f"the environment under a path without a blank, unlike {sys.prefix}"
         raise UserError(
             f"training.compile=true, but nothing can be compiled here ({told}): install {needed}, "
