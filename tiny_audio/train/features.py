@@ -42,9 +42,9 @@ STORED_TYPES = (torch.bfloat16, torch.float32)
 COMMAND = "run tiny-audio cache-features with the same overrides as tiny-audio train"
 
 
-def _listed(folder: str, name: str) -> list[tuple[str, int]]:
+def _listed(folder: str, name: str) -> list[list[str | int]]:
     """What a folder of noises or rooms holds: names and sizes."""
-    return [(file.name, file.stat().st_size) for file in recordings(folder, f"augmentation.{name}")]
+    return [[file.name, file.stat().st_size] for file in recordings(folder, f"augmentation.{name}")]
 
 
 def about_frames(config: DictConfig, tower: nn.Module, processor: Any, dtype: torch.dtype) -> dict[str, Any]:
