@@ -52,9 +52,7 @@ def test_long_noises_are_heard_from_different_places(tmp_path: Path) -> None:
     seconds = LONGEST_NOISE_SECONDS + 5
     ramp = np.linspace(0.1, 0.9, round(seconds * RATE)).astype(np.float32)
     soundfile.write(tmp_path / "ramp.wav", ramp, RATE, subtype="FLOAT")
-    parts = [
-        draw_noise(str(tmp_path), "noise_files", RATE, clip_generator(0, 0, key, 2)) for key in range(20)
-    ]
+    parts = [draw_noise([tmp_path / "ramp.wav"], RATE, clip_generator(0, 0, key, 2)) for key in range(20)]
     assert all(len(part) == RATE for part in parts) and len({float(part[0]) for part in parts}) > 15
     most = ramp[round(LONGEST_NOISE_SECONDS * RATE)]
     assert max(part.max() for part in parts) <= most
@@ -64,13 +62,13 @@ def test_a_recorded_room_echoes_and_leaves_speech_in_its_place(tmp_path: Path) -
     response = np.zeros(RATE // 2, np.float32)
     response[800], response[800 + 1600] = 0.8, 0.4  # the direct sound after 50 ms, an echo 100 ms later
     soundfile.write(tmp_path / "room.wav", response, RATE, subtype="FLOAT")
-    room = draw_room(str(tmp_path), "reverb_files", generator())
+    room = draw_room([tmp_path / "room.wav"], generator())
     assert (
         room.argmax() == 0
         and room[1600] == pytest.approx(room[0] / 2)
         and power(room) * len(room) == pytest.approx(1)
     )
-    echoing = Augmentation(reverb_probability=1.0, reverb_files=str(tmp_path))
+    echoing = Augmentation(reverb_probability=1.0, reverb_files=(tmp_path / "room.wav",))
     click = np.zeros(RATE, np.float32)
     click[1000] = 0.5
     heard = augment_waveform(click, echoing, generator(), 1.0, 1.0)
@@ -121,4 +119,4 @@ def test_a_file_that_is_none_is_named(content: bytes | None, tmp_path: Path) -> 
     else:
         (tmp_path / "x.wav").write_bytes(content)
     with pytest.raises(UserError, match=r"augmentation.reverb_files: .*x.wav (cannot be read|is silent)"):
-        draw_room(str(tmp_path), "augmentation.reverb_files", generator())
+        draw_room([tmp_path / "x.wav"], generator())

@@ -14,6 +14,7 @@ EXPECTED = {
     "SO IT'S <COMMA> WELL <COMMA> FINE <PERIOD>": "so it's, well, fine.",
     "WHO ARE YOU <QUESTIONMARK> NO ONE <EXCLAMATIONPOINT>": "who are you? no one!",
     "and i <unk> think [laughter] so {breath}": "and i think so",
+    "<beep ascending> press one": "press one",
     "it 's what we 're used to": "it's what we're used to",
     "rock 'n' roll": "rock 'n' roll",
     "\u201cIt\u2019s fine\u201d \u2013 she said\u2026": '"It\'s fine" - she said...',

@@ -331,6 +331,22 @@ def test_features_of_something_else_are_not_read(configured: Any, tmp_path: Path
         losses(configured(*AUGMENTATION, "seed=7"), tmp_path)
 
 
+def test_features_with_other_noises_are_others(configured: Any, tmp_path: Path) -> None:
+    noises = tmp_path / "noises"
+    noises.mkdir()
+    soundfile.write(noises / "one.wav", noise(0.5, 1), 16000)
+    options = ("augmentation.noise_probability=1", "data.features_cache_variants=1")
+    noisy = configured(*options, f"augmentation.noise_files={noises}")
+    cache(noisy)
+    with pytest.raises(UserError, match=r"was made with another augmentation: run"):
+        losses(configured(*options), tmp_path)
+    heard = losses(noisy, tmp_path)
+    assert len(heard) == 8
+    soundfile.write(noises / "two.wav", noise(0.7, 2), 16000)
+    with pytest.raises(UserError, match=r"was made with another augmentation: run"):
+        losses(noisy, tmp_path)
+
+
 def test_a_checkpoint_reads_the_features_of_its_base(configured: Any, tmp_path: Path) -> None:
     cache(configured("training.batch_seconds=8"))
     model, processor = build_model(configured())

@@ -13,6 +13,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,11 @@ import soxr
 import torch
 from torch import Tensor
 
-from tiny_audio.data.recorded import draw_noise, draw_room, recordings
+from tiny_audio.data.recorded import NOISE_KEY, REVERB_KEY, draw_noise, draw_room, recordings
 from tiny_audio.errors import UserError, nearest
 from tiny_audio.hub.asr_audio import SAMPLING_RATE
 
 Range = tuple[float, float]
-
-NOISE_KEY, REVERB_KEY = "augmentation.noise_files", "augmentation.reverb_files"
 
 # Streams of the random numbers of one clip: a new kind of augmentation leaves the others as they were.
 SPEED_STREAM, SPLICE_STREAM, WAVEFORM_STREAM, FEATURE_STREAM, NON_SPEECH_STREAM = range(5)
@@ -59,8 +58,8 @@ class Augmentation:
 
     Ranges are drawn from uniformly. `speed` resamples (pitch and tempo together), `tempo` leaves the pitch as
     it is, `equalizer_db` is the spread of a smooth random frequency response, `frequency_warp` stretches the
-    mel axis as another vocal tract length would. `noise_files` and `reverb_files` are folders of noises and of
-    impulse responses, which are drawn from in place of synthetic ones. Masks are those of SpecAugment
+    mel axis as another vocal tract length would. `noise_files` and `reverb_files` are noises and impulse responses,
+    which are drawn from in place of synthetic ones; a config names their folders. Masks are those of SpecAugment
     (https://arxiv.org/abs/1904.08779).
     """
 
@@ -70,9 +69,9 @@ class Augmentation:
     tempo_probability: float = 0.0
     noise_probability: float = 0.0
     noise_snr_db: Range = (5.0, 40.0)
-    noise_files: str | None = None
+    noise_files: tuple[Path, ...] = ()
     reverb_probability: float = 0.0
-    reverb_files: str | None = None
+    reverb_files: tuple[Path, ...] = ()
     band_limit_probability: float = 0.0
     equalizer_probability: float = 0.0
     equalizer_db: float = 6.0
@@ -96,20 +95,21 @@ class Augmentation:
         for key, value in settings.items():
             if key not in names:
                 raise UserError(f"augmentation.{key}: there is no such augmentation.{nearest(key, names)}")
-            values[key] = (
-                (float(value[0]), float(value[1])) if isinstance(names[key].default, tuple) else value
-            )
+            if key.endswith("_files"):
+                values[key] = () if value is None else recordings(value, f"augmentation.{key}")
+            elif isinstance(names[key].default, tuple):
+                values[key] = (float(value[0]), float(value[1]))
+            else:
+                values[key] = value
         made = cls(**values)
-        for folder, key, probability in (
+        for files, key, probability in (
             (made.noise_files, NOISE_KEY, made.noise_probability),
             (made.reverb_files, REVERB_KEY, made.reverb_probability),
         ):
-            if folder is not None:
-                recordings(folder, key)
-                if probability == 0:
-                    raise UserError(
-                        f"{key}={folder}, but {key.replace('files', 'probability')}=0: none would be heard"
-                    )
+            if files and probability == 0:
+                raise UserError(
+                    f"{key} is given, but {key.replace('files', 'probability')}=0: none would be heard"
+                )
         return made
 
 
@@ -190,7 +190,7 @@ def augment_waveform(
     room = None
     if reverb < augmentation.reverb_probability:
         files = augmentation.reverb_files
-        room = make_room(generator) if files is None else draw_room(files, REVERB_KEY, generator)
+        room = draw_room(files, generator) if files else make_room(generator)
     curve = None
     if equalizer < augmentation.equalizer_probability:
         curve = random_equalizer(generator, augmentation.equalizer_db)
@@ -199,10 +199,10 @@ def augment_waveform(
         curve = band if curve is None else curve * band
     noise_curve = recorded = None
     if noise < augmentation.noise_probability:
-        if augmentation.noise_files is None:
-            noise_curve = random_noise_color(generator)
+        if augmentation.noise_files:
+            recorded = draw_noise(augmentation.noise_files, len(waveform), generator)
         else:
-            recorded = draw_noise(augmentation.noise_files, NOISE_KEY, len(waveform), generator)
+            noise_curve = random_noise_color(generator)
     if room is not None or curve is not None or noise_curve is not None or recorded is not None:
         waveform = filter_and_add_noise(waveform, room, noise_curve, snr_db, curve, generator, recorded)
     if gain_db != 0.0:

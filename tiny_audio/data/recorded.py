@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,11 @@ from tiny_audio.hub.asr_audio import SAMPLING_RATE, read_blocks
 # What is kept in memory of each process: 16 files of at most this length are 38 MB.
 LONGEST_NOISE_SECONDS = 38.0
 FILES_IN_MEMORY = 16
+NOISE_KEY, REVERB_KEY = "augmentation.noise_files", "augmentation.reverb_files"
 # An echo that comes later than this is 60 dB down in all but churches.
 LONGEST_ROOM_SECONDS = 1.0
 
 
-@functools.cache
 def recordings(folder: str, key: str) -> tuple[Path, ...]:
     """The audio files below `folder`, which the config names by `key`. Raises UserError where there are none."""
     path = Path(folder).expanduser()
@@ -31,26 +32,24 @@ def recordings(folder: str, key: str) -> tuple[Path, ...]:
     return tuple(found)
 
 
-def draw_noise(folder: str, key: str, length: int, generator: np.random.Generator) -> np.ndarray:
+def draw_noise(files: Sequence[Path], length: int, generator: np.random.Generator) -> np.ndarray:
     """A part of one of the noises, float32 (length,); a short one is heard again and again.
 
     Raises:
         UserError: the file that was drawn cannot be decoded, or is silent.
     """
-    files = recordings(folder, key)
-    noise = _decoded(files[int(generator.integers(len(files)))], key)
+    noise = _decoded(files[int(generator.integers(len(files)))], NOISE_KEY)
     start = int(generator.integers(max(1, len(noise) - length + 1)))
     return np.resize(noise[start : start + length], length)
 
 
-def draw_room(folder: str, key: str, generator: np.random.Generator) -> np.ndarray:
+def draw_room(files: Sequence[Path], generator: np.random.Generator) -> np.ndarray:
     """One of the impulse responses, float32 (S,) with unit energy, from its loudest moment on: speech keeps its place.
 
     Raises:
         UserError: as `draw_noise`.
     """
-    files = recordings(folder, key)
-    response = _decoded(files[int(generator.integers(len(files)))], key)
+    response = _decoded(files[int(generator.integers(len(files)))], REVERB_KEY)
     direct = int(np.abs(response).argmax())
     room = response[direct : direct + round(LONGEST_ROOM_SECONDS * SAMPLING_RATE)]
     return room / np.float32(np.sqrt(float(room @ room)))

@@ -56,11 +56,11 @@ def about_frames(config: DictConfig, tower: nn.Module, processor: Any, dtype: to
     }
     augmentation = None
     if active_augmentations(config):
-        settings = config.augmentation
-        folders = {"noise_files": settings.noise_files, "reverb_files": settings.reverb_files}
+        # What is not given changes nothing: caches made before there was such a key stay as they are.
+        given = {name: value for name, value in config.augmentation.items() if value is not None}
         augmentation = {
-            **OmegaConf.to_container(settings),
-            **{name: folder and _listed(folder, name) for name, folder in folders.items()},
+            **OmegaConf.to_container(OmegaConf.create(given)),
+            **{name: _listed(given[name], name) for name in ("noise_files", "reverb_files") if name in given},
             "seed": config.seed,
             "max_seconds": min(config.data.max_seconds, processor.max_seconds),
         }

@@ -50,10 +50,8 @@ MODEL_INPUTS = (
     "labels",
     "ctc_labels",
 )
-LEAST_SPOKEN = (
-    0.5,
-    2.0,
-)  # tokens and characters a second of audio that the CTC losses of a step are divided by, at least
+# Tokens and characters a second of audio that the CTC losses of a step are divided by, at least.
+LEAST_SPOKEN = (0.5, 2.0)
 LONGEST_WAIT_HOURS = 6  # of other processes, while the first one evaluates
 
 Report = Callable[[dict[str, Any]], None]
