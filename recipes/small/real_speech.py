@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-import soxr
 
+from recipes.small.games import DRASCULA, QUEEN, drascula, queen
 from recipes.small.sentences import split_of
-from recipes.small.shards import SAMPLING_RATE, make_row, write_shard
+from recipes.small.shards import Recording, at_16_khz, make_row, write_shard
 from tiny_audio.errors import UserError
 
 PROMPTS = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
@@ -25,57 +25,8 @@ STAMPS = Path("/usr/share/tuxpaint/stamps")
 LIBRIVOX = Path("/usr/share/pocketsphinx/test/data/librivox")
 
 
-@dataclass(frozen=True)
-class Recording:
-    path: Path
-    text: str
-    speaker: str
-
-
-def prompts() -> Iterator[Recording]:
-    """The prompts of the telephone exchange Asterisk, spoken by Allison Smith."""
-    for line in gzip.decompress(PROMPT_TEXTS.read_bytes()).decode("utf-8").splitlines():
-        name, colon, text = line.partition(": ")
-        text = " ".join(re.sub(r"\[[^]]*\]|\([^)]*\)|<[^>]*>", "", text).split())  # tones, silence, notes
-        if colon and text and not name.startswith(";"):
-            yield Recording(PROMPTS / f"{name}.g722", text, "allison")
-
-
-def stamps() -> Iterator[Recording]:
-    """What the pictures of Tux Paint show, said by several people who are not named."""
-    for path in sorted(STAMPS.rglob("*_desc.ogg")):
-        text = path.with_name(path.name.replace("_desc.ogg", ".txt"))
-        if text.is_file():
-            yield Recording(path, text.read_text(encoding="utf-8").splitlines()[0].strip(), "tuxpaint")
-
-
-def librivox() -> Iterator[Recording]:
-    """Sentences of "Sense and Sensibility" as a volunteer of LibriVox read them."""
-    for line in (LIBRIVOX / "transcription").read_text(encoding="utf-8").splitlines():
-        match = re.fullmatch(r"<s> (.*) </s> \((\S+)\)", line.strip())
-        if match:
-            yield Recording(LIBRIVOX / f"{match[2]}.wav", match[1].strip(), "librivox")
-
-
-@dataclass(frozen=True)
-class Collection:
-    """One package of recordings. `judge_only`: few and precious, so never trained on."""
-
-    name: str
-    licence: str
-    install: str
-    is_there: Callable[[], bool]
-    read: Callable[[], Iterator[Recording]]
-    judge_only: bool = False
-
-
-COLLECTIONS = (
-    Collection("prompts", "CC BY-SA 3.0, Allison Smith and Digium",
-               "asterisk-core-sounds-en asterisk-core-sounds-en-g722 ffmpeg",
-               lambda: PROMPT_TEXTS.is_file() and PROMPTS.is_dir() and shutil.which("ffmpeg") is not None, prompts),
-    Collection("stamps", "GPL-2.0, Tux Paint", "tuxpaint-stamps-default", STAMPS.is_dir, stamps),
-    Collection("librivox", "public domain, LibriVox", "pocketsphinx-testdata", LIBRIVOX.is_dir, librivox, True),
-)  # fmt: skip
+def recording(path: Path, text: str, speaker: str) -> Recording:
+    return Recording(path.stem, load(path) if path.is_file() else None, text, speaker)
 
 
 def load(path: Path) -> np.ndarray:
@@ -99,8 +50,56 @@ def load(path: Path) -> np.ndarray:
         ]
         return np.frombuffer(subprocess.run(command, check=True, capture_output=True).stdout, np.float32)
     audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    mono = audio.mean(axis=1)
-    return mono if rate == SAMPLING_RATE else soxr.resample(mono, rate, SAMPLING_RATE)
+    return at_16_khz(audio.mean(axis=1), rate)
+
+
+def prompts() -> Iterator[Recording]:
+    """The prompts of the telephone exchange Asterisk, spoken by Allison Smith."""
+    for line in gzip.decompress(PROMPT_TEXTS.read_bytes()).decode("utf-8").splitlines():
+        name, colon, text = line.partition(": ")
+        text = " ".join(re.sub(r"\[[^]]*\]|\([^)]*\)|<[^>]*>", "", text).split())  # tones, silence, notes
+        if colon and text and not name.startswith(";"):
+            yield recording(PROMPTS / f"{name}.g722", text, "allison")
+
+
+def stamps() -> Iterator[Recording]:
+    """What the pictures of Tux Paint show, said by several people who are not named."""
+    for path in sorted(STAMPS.rglob("*_desc.ogg")):
+        text = path.with_name(path.name.replace("_desc.ogg", ".txt"))
+        if text.is_file():
+            yield recording(path, text.read_text(encoding="utf-8").splitlines()[0].strip(), "tuxpaint")
+
+
+def librivox() -> Iterator[Recording]:
+    """Sentences of "Sense and Sensibility" as a volunteer of LibriVox read them."""
+    for line in (LIBRIVOX / "transcription").read_text(encoding="utf-8").splitlines():
+        match = re.fullmatch(r"<s> (.*) </s> \((\S+)\)", line.strip())
+        if match:
+            yield recording(LIBRIVOX / f"{match[2]}.wav", match[1].strip(), "librivox")
+
+
+@dataclass(frozen=True)
+class Collection:
+    """One package of recordings. `judge_only`: few and precious, so never trained on."""
+
+    name: str
+    licence: str
+    install: str
+    is_there: Callable[[], bool]
+    read: Callable[[], Iterator[Recording]]
+    judge_only: bool = False
+
+
+COLLECTIONS = (
+    Collection("prompts", "CC BY-SA 3.0, Allison Smith and Digium",
+               "asterisk-core-sounds-en asterisk-core-sounds-en-g722 ffmpeg",
+               lambda: PROMPT_TEXTS.is_file() and PROMPTS.is_dir() and shutil.which("ffmpeg") is not None, prompts),
+    Collection("stamps", "GPL-2.0, Tux Paint", "tuxpaint-stamps-default", STAMPS.is_dir, stamps),
+    Collection("queen", "free to change and share, J. Passfield and S. Stamatiadis", "flight-of-the-amazon-queen",
+               QUEEN.is_file, queen),
+    Collection("librivox", "public domain, LibriVox", "pocketsphinx-testdata", LIBRIVOX.is_dir, librivox, True),
+    Collection("drascula", "free to change and share, Alcachofa Soft", "drascula", DRASCULA.is_dir, drascula, True),
+)  # fmt: skip
 
 
 def make_real(out: Path) -> str:
@@ -118,17 +117,16 @@ def make_real(out: Path) -> str:
     for collection in COLLECTIONS:
         rows: dict[str, list[dict]] = {}
         dropped: Counter[str] = Counter()
-        for recording in collection.read():
-            if not recording.path.is_file():
-                dropped["without a file"] += 1
+        for one in collection.read():
+            if one.audio is None:
+                dropped["without a recording"] += 1
                 continue
-            audio = load(recording.path)
             # A transcript lies on one side, whichever recordings have it; dev is too small to be of use here.
-            side = "test" if split_of(recording.text) != "train" else "train"
+            side = "test" if split_of(one.text) != "train" else "train"
             folder = f"judge/{collection.name}" if collection.judge_only else f"real/{collection.name}/{side}"
             members = rows.setdefault(folder, [])
-            identity = f"{collection.name}-{recording.path.stem}-{len(members):03d}"
-            members.append(make_row(identity, audio, recording.text, recording.speaker, collection.name))
+            identity = f"{collection.name}-{one.name}-{len(members):03d}"
+            members.append(make_row(identity, one.audio, one.text, one.speaker, collection.name))
         for folder, members in sorted(rows.items()):
             write_shard(out / folder / f"{collection.name}.parquet", members, dropped)
             minutes = sum(row["seconds"] for row in members) / 60

@@ -6,15 +6,31 @@ import io
 import json
 import os
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import soundfile
+import soxr
 
 SAMPLING_RATE = 16_000
 ROW_GROUP_ROWS = 32
+
+
+@dataclass(frozen=True)
+class Recording:
+    """`audio`: float32 (samples,) at 16 kHz; None where a line has no recording."""
+
+    name: str
+    audio: np.ndarray | None
+    text: str
+    speaker: str
+
+
+def at_16_khz(audio: np.ndarray, rate: int) -> np.ndarray:
+    return audio if rate == SAMPLING_RATE else soxr.resample(audio, rate, SAMPLING_RATE)
 
 
 def make_row(identity: str, audio: np.ndarray, text: str, speaker: str, source: str) -> dict:

@@ -302,7 +302,7 @@ def test_recordings_of_people_become_sources(monkeypatch, tmp_path) -> None:
         real_speech.Collection("librivox", "public domain", "librivox", lambda: True, real_speech.librivox, True),
     ))  # fmt: skip
     table = real_speech.make_real(tmp_path / "out")
-    assert "librivox: 1 left out, without a file" in table and "GPL-2.0" in table
+    assert "librivox: 1 left out, without a recording" in table and "GPL-2.0" in table
     assert sorted(row["text"] for row in rows_of(tmp_path / "out/real/stamps")) == ["A cat.", "A dog."]
     source = open_source(str(tmp_path / "out/judge/librivox"))
     assert [clip.text for clip in source.utterances()] == ["he was not ill"]

@@ -49,18 +49,8 @@ def run_script(folder: Path) -> list[str]:
 def test_the_stages_follow_each_other(tmp_path: Path) -> None:
     lines = run_script(tmp_path)
     trained = [line for line in lines if line.startswith("train ")]
-    assert trained == [
-        "train 1-align from nothing",
-        "train 2-read from 1-align",
-        "train 3-vary from 2-read",
-        "train 4-align-more from 3-vary",
-        "train 5-read-more from 4-align-more",
-        "train 6-people from 5-read-more",
-        "train 7-words from 6-people",
-        "train 8-read-new from 7-words",
-        "train 9-settle from 8-read-new",
-    ]
-    assert lines[-1] == "the model: out here/9-settle/model"
+    assert trained == ["train 1-align from nothing", "train 2-read from 1-align"]
+    assert lines[-1] == "the model: out here/2-read/model"
 
 
 def test_a_finished_stage_is_not_trained_again(tmp_path: Path) -> None:
