@@ -1,7 +1,8 @@
-"""Speech of actors with its script, from two adventure games that Debian's main section holds.
+"""Speech of actors with its script, from three adventure games that Debian's main section holds.
 
-Both were given away by their makers, with the right to change and share them. A script says what each recording holds:
-no recogniser had a hand in the texts. Formats as ScummVM documents them in the engines `queen` and `drascula`.
+They were given away by their makers, with the right to change and share them. A script says what each recording holds:
+no recogniser had a hand in the texts. Formats as ScummVM documents them in the engines `queen`, `sky` and
+`drascula`.
 """
 
 from __future__ import annotations
@@ -10,19 +11,35 @@ import io
 import re
 import struct
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
 from recipes.small.shards import Recording, at_16_khz
+from tiny_audio.errors import UserError
 
 QUEEN = Path("/usr/share/scummvm/flight-of-the-amazon-queen/queen.1c")
+SKY = Path("/usr/share/scummvm/beneath-a-steel-sky")
 DRASCULA = Path("/usr/share/scummvm/drascula/en")
-GAME_RATE = 11_025  # of both games, in Hz
+GAME_RATE = 11_025  # of the two that are not in MP3, in Hz
 
 RESPONSES = 40  # what Joe says to a command that leads nowhere, before what he says of things
 VERBS = 12
+# Texts of sky.dsk lie in seven files, from this one on; the recordings of a file's texts from 50,000 and these on.
+SKY_TEXTS, SKY_SPEECH = 60_600, 50_000
+SKY_RECORDINGS = (0, 600, 1_100, 2_430, 3_380, 4_530, 5_080, 5_230)
+SKY_HEAD = 22  # bytes before the samples of a recording
+# Their Huffman code: the characters in the order of their codes, which count upwards, and how many bits each has.
+SKY_CHARACTERS = (
+    " eaostn.ir\0EumAlIdRNSTOhcDgLCpU!yMPvH?b'f,GBVkFqwK-WJ*zYj+Q\x85)Z\x8b<\x95~\x8a\x87:\x7f]#xX\x91\x88`20\x831"
+    '/(=\x86^39\x984}8\\"\x90&\x8d56\x92\x8f\x8e\x93\x8c7\x80\x81\x99$@[\x9a_>\x96\x82%\t\x9c\x97{\x94!'
+)
+SKY_BITS = (  # each a digit in base 36
+    "3445555554665556666665776667777776887778877799888998889999aa9aa9bbaaabbabbaccbccbccbbbccccddcccddddd"
+    "dddeedeeeeffeeeffefffgg"
+)
 # In drascula.dat, in this order: the tables of what is said, by the first letters of the recordings' names.
 SAID_BY = {"": "john", "d": "drascula", "b": "drunk", "bj": "bj", "e": "undertaker", "i": "igor", "l": "werewolf",
            "p": "pianist", "t": "bartender", "vb": "von braun"}  # fmt: skip
@@ -142,6 +159,128 @@ def small_letters(word: re.Match[str], text: str) -> str:
     return word[0].capitalize() if begins else word[0].lower()
 
 
+# Beneath a Steel Sky ------------------------------------------------------------------------------------------
+
+
+def sky(folder: Path = SKY) -> Iterator[Recording]:
+    """Robert Foster, the robot Joey and the people of Union City: 1.8 hours, packed, in 8 bits at 11 kHz.
+
+    The script does not say who speaks. Unpacking takes a few minutes.
+    """
+    disk, index = (folder / "sky.dsk").read_bytes(), (folder / "sky.dnr").read_bytes()
+    files = {}
+    for entry in range(4, 4 + 8 * struct.unpack_from("<I", index)[0], 8):
+        place, size = (int.from_bytes(index[entry + start : entry + start + 3], "little") for start in (2, 5))
+        place = place * 16 & 0x7FFFFF0 if place & 0x800000 else place
+        files[struct.unpack_from("<H", index, entry)[0]] = disk[place : place + (size & 0x3FFFFF)]
+    for section, (first, end) in enumerate(pairwise(SKY_RECORDINGS)):
+        for number in range(end - first):
+            sound = files.get(SKY_SPEECH + first + number)
+            if sound is not None:
+                text = readable(sky_text(files[SKY_TEXTS + section], number))
+                yield Recording(
+                    f"{section}-{number:04d}", samples(unpack(sound[SKY_HEAD:])), text, f"sky-{section}"
+                )
+
+
+def sky_text(file: bytes, number: int) -> str:
+    """Text `number` of a file. Where it begins, in pairs of bits, is the sum of all lengths before it: of blocks of 32
+    texts, which come first in the file, and of the texts of its own block."""
+    block, within = divmod(number, 32)
+    lengths, texts = struct.unpack_from("<HH", file)
+    pairs = 4 * texts + sum(struct.unpack_from(f"<{block}H", file, 4))
+    for length in file[lengths + 32 * block : lengths + 32 * block + within]:
+        pairs += (length & 0x7F) << 3 if length & 0x80 else length
+    bits = "".join(f"{byte:08b}" for byte in file[pairs // 4 : pairs // 4 + 512])
+    place, text = 2 * (pairs % 4), ""
+    while not text.endswith("\0"):
+        length = next(length for length in range(3, 17) if bits[place : place + length] in SKY_CODES)
+        text += SKY_CODES[bits[place : place + length]]
+        place += length
+    return text[:-1]
+
+
+def prefix_code(characters: str, bits: str) -> dict[str, str]:
+    """Bits -> character. Each code is the one before it plus one, made longer or shorter."""
+    codes, value, length = {}, 0, 0
+    for character, digit in zip(characters, bits, strict=True):
+        value, length = value << int(digit, 36) >> length, int(digit, 36)
+        codes[f"{value:0{length}b}"] = character
+        value += 1
+    return codes
+
+
+SKY_CODES = prefix_code(SKY_CHARACTERS, SKY_BITS)
+
+
+def unpack(packed: bytes) -> bytes:
+    """Bytes as Rob Northen's ProPack leaves them (method 1: runs of bytes, and copies of what came before)."""
+    if packed[:4] != b"RNC\1":
+        return packed
+    size, chunks = int.from_bytes(packed[4:8], "big"), packed[17]
+    stream, out = PackedBits(packed, 18), bytearray()
+    stream.read(2)
+    for _ in range(chunks):
+        runs, distances, lengths = (stream.read_codes() for _ in range(3))
+        for left in range(stream.read(16), 0, -1):
+            out += stream.read_bytes(stream.read_number(runs))
+            if left > 1:
+                distance, length = stream.read_number(distances) + 1, stream.read_number(lengths) + 2
+                start = len(out) - distance
+                for place in range(start, start + length):  # what is copied may be what has just been copied
+                    out.append(out[place])
+    if len(out) != size:
+        raise UserError("a recording of Beneath a Steel Sky is damaged: install its package anew")
+    return bytes(out)
+
+
+class PackedBits:
+    """Words of 16 bits, the lowest bit first, with bytes between them."""
+
+    def __init__(self, data: bytes, place: int) -> None:
+        self.data, self.place = data + bytes(4), place
+        self.bits = self.count = 0  # what is left of the last word
+
+    def peek(self) -> int:
+        """The next 16 bits."""
+        return (
+            self.bits | int.from_bytes(self.data[self.place : self.place + 2], "little") << self.count
+        ) & 0xFFFF
+
+    def read(self, count: int) -> int:
+        if count > self.count:
+            self.bits |= int.from_bytes(self.data[self.place : self.place + 2], "little") << self.count
+            self.place += 2
+            self.count += 16
+        value = self.bits & ((1 << count) - 1)
+        self.bits >>= count
+        self.count -= count
+        return value
+
+    def read_bytes(self, count: int) -> bytes:
+        self.place += count
+        return self.data[self.place - count : self.place]
+
+    def read_codes(self) -> dict[tuple[int, int], int]:
+        """(length, code) -> bits of a number. The codes count upwards, the shortest first, highest bit first."""
+        lengths = [self.read(4) for _ in range(self.read(5))]
+        codes, value, last = {}, 0, 0
+        for length, symbol in sorted((length, symbol) for symbol, length in enumerate(lengths) if length):
+            value <<= length - last
+            codes[length, int(f"{value:0{length}b}"[::-1], 2)] = symbol
+            value, last = value + 1, length
+        return codes
+
+    def read_number(self, codes: dict[tuple[int, int], int]) -> int:
+        coming = self.peek()
+        for length in range(1, 17):
+            symbol = codes.get((length, coming & ((1 << length) - 1)))
+            if symbol is not None:
+                self.read(length)
+                return symbol if symbol < 2 else 1 << (symbol - 1) | self.read(symbol - 1)
+        raise UserError("a recording of Beneath a Steel Sky is damaged: install its package anew")
+
+
 # Drascula: The Vampire Strikes Back ---------------------------------------------------------------------------
 
 
@@ -161,13 +300,10 @@ def drascula(folder: Path = DRASCULA) -> Iterator[Recording]:
                 (size,) = struct.unpack_from(">H", data, record)
                 text = data[record + 2 : record + size].split(b"\0")[0].decode("latin-1")
                 record += size
+                sound = folder / f"{letters.upper()}{number}.ALS"
                 if language == 0 and text:
-                    yield Recording(
-                        f"{letters}{number}",
-                        unpacked(folder / f"{letters.upper()}{number}.ALS"),
-                        as_sentences(text),
-                        f"drascula-{speaker}",
-                    )
+                    audio = samples(sound.read_bytes()) if sound.is_file() else None
+                    yield Recording(f"{letters}{number}", audio, as_sentences(text), f"drascula-{speaker}")
             place = end
 
 
@@ -177,8 +313,5 @@ def as_sentences(text: str) -> str:
     return re.sub(r"(^|[.!?] +)([a-z])", lambda start: start[1] + start[2].upper(), text)
 
 
-def unpacked(path: Path) -> np.ndarray | None:
-    """Unsigned samples of 8 bits. None without such a file."""
-    if not path.is_file():
-        return None
-    return at_16_khz((np.frombuffer(path.read_bytes(), np.uint8).astype(np.float32) - 128) / 128, GAME_RATE)
+def samples(unsigned: bytes) -> np.ndarray:
+    return at_16_khz((np.frombuffer(unsigned, np.uint8).astype(np.float32) - 128) / 128, GAME_RATE)

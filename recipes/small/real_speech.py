@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from recipes.small.games import DRASCULA, QUEEN, drascula, queen
+from recipes.small.games import DRASCULA, QUEEN, SKY, drascula, queen, sky
 from recipes.small.sentences import split_of
 from recipes.small.shards import Recording, at_16_khz, make_row, write_shard
 from tiny_audio.errors import UserError
@@ -97,6 +97,7 @@ COLLECTIONS = (
     Collection("stamps", "GPL-2.0, Tux Paint", "tuxpaint-stamps-default", STAMPS.is_dir, stamps),
     Collection("queen", "free to change and share, J. Passfield and S. Stamatiadis", "flight-of-the-amazon-queen",
                QUEEN.is_file, queen),
+    Collection("sky", "free to change and share, Revolution Software", "beneath-a-steel-sky", SKY.is_dir, sky),
     Collection("librivox", "public domain, LibriVox", "pocketsphinx-testdata", LIBRIVOX.is_dir, librivox, True),
     Collection("drascula", "free to change and share, Alcachofa Soft", "drascula", DRASCULA.is_dir, drascula, True),
 )  # fmt: skip
