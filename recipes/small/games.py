@@ -1,8 +1,8 @@
 """Speech of actors with its script, from three adventure games that Debian's main section holds.
 
-They were given away by their makers, with the right to change and share them. A script says what each recording holds:
-no recogniser had a hand in the texts. Formats as ScummVM documents them in the engines `queen`, `sky` and
-`drascula`.
+A script says what each recording holds: no recogniser had a hand in the texts. Their makers gave the games away: each
+package's /usr/share/doc/PACKAGE/copyright lets you change and share them, for free, with that text beside them. What is
+known of their formats comes from the engines `queen`, `sky` and `drascula` of ScummVM; no code does.
 """
 
 from __future__ import annotations
@@ -10,26 +10,37 @@ from __future__ import annotations
 import io
 import re
 import struct
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
-from recipes.small.shards import Recording, at_16_khz
-from tiny_audio.errors import UserError
+from recipes.small.shards import Line, at_16_khz
 
 QUEEN = Path("/usr/share/scummvm/flight-of-the-amazon-queen/queen.1c")
 SKY = Path("/usr/share/scummvm/beneath-a-steel-sky")
 DRASCULA = Path("/usr/share/scummvm/drascula/en")
+ABBREVIATIONS = {
+    "LINC",
+    "ID",
+    "TV",
+    "HQ",
+    "VHS",
+    "SOS",
+    "FX",
+    "ASCII",
+    "WD",
+}  # in the scripts of the first two
 GAME_RATE = 11_025  # of the two that are not in MP3, in Hz
 
 RESPONSES = 40  # what Joe says to a command that leads nowhere, before what he says of things
 VERBS = 12
-# Texts of sky.dsk lie in seven files, from this one on; the recordings of a file's texts from 50,000 and these on.
+# Texts of sky.dsk lie in eight files, from this one on; the recordings of a file's texts from 50,000 and these on.
 SKY_TEXTS, SKY_SPEECH = 60_600, 50_000
-SKY_RECORDINGS = (0, 600, 1_100, 2_430, 3_380, 4_530, 5_080, 5_230)
+SKY_RECORDINGS = (0, 600, 1_100, 2_430, 3_380, 4_530, 5_080, 5_230, 5_300)
 SKY_HEAD = 22  # bytes before the samples of a recording
 # Their Huffman code: the characters in the order of their codes, which count upwards, and how many bits each has.
 SKY_CHARACTERS = (
@@ -43,6 +54,10 @@ SKY_BITS = (  # each a digit in base 36
 # In drascula.dat, in this order: the tables of what is said, by the first letters of the recordings' names.
 SAID_BY = {"": "john", "d": "drascula", "b": "drunk", "bj": "bj", "e": "undertaker", "i": "igor", "l": "werewolf",
            "p": "pianist", "t": "bartender", "vb": "von braun"}  # fmt: skip
+# The count's table has lines of others, too.
+GUESTS = dict.fromkeys(range(56, 68), "john") | dict.fromkeys(range(68, 82), "blind man")
+GUESTS |= {82: "bartender", 83: "trunk"}
+FIRST_LINE = b"THAT'S THE SECOND BIGGEST DOOR"
 LANGUAGES = 6  # of each table in drascula.dat; the first is English
 
 
@@ -69,31 +84,25 @@ class Bytes:
         return self.data[start:end].decode("latin-1")
 
 
-def queen(archive: Path = QUEEN) -> Iterator[Recording]:
+def queen(archive: Path = QUEEN) -> Iterator[Line]:
     """Joe King, who flies the Amazon Queen, and everyone he meets: 4.5 hours, in MP3 at 11 kHz."""
     data = archive.read_bytes()
     files = {}
     for number in range(struct.unpack_from(">H", data, 13)[0]):
         name, offset, size = struct.unpack_from(">12sxII", data, 15 + 21 * number)
         files[name.rstrip(b"\0").decode("ascii")] = data[offset : offset + size]
-    said: dict[str, tuple[str, str]] = {}  # name of a recording -> what, by whom
+    said: dict[str, tuple[str, str | None]] = {}  # name of a recording -> what, by whom
     for name, content in files.items():
         stem, _, kind = name.partition(".")
         if kind == "DOG":
-            lines = dialogue(Bytes(content[20:]), stem.lower())
+            said.update(spoken(dialogue(Bytes(content[20:]), stem.lower().rstrip("0123456789"))))
         elif kind == "CUT":
-            lines = cutaway(Bytes(content[20:]), stem)
-        else:
-            continue
-        said.update(spoken(lines))
+            said.update(spoken(cutaway(Bytes(content[20:]), stem)))
     said.update(spoken(joe(files["QUEEN.JAS"][20:], files["QUEEN2.JAS"])))
-    for name, (text, speaker) in sorted(said.items()):
-        if not re.search("[a-z]", text):
-            continue  # ZZZZ and SQWAWK
+    texts = readable([text for text, _ in said.values()])
+    for text, (name, (_, speaker)) in zip(texts, said.items(), strict=True):
         sound = files.get(f"{name}.SB")
-        yield Recording(
-            name.lower(), None if sound is None else decode(sound), readable(text), f"queen-{speaker}"
-        )
+        yield Line(name.lower(), None if sound is None else decode(sound), text, speaker)
 
 
 def decode(sound: bytes) -> np.ndarray:
@@ -121,14 +130,14 @@ def dialogue(file: Bytes, person: str) -> Iterator[tuple[str, str, str]]:
     yield f"{key:2d}XXXXJ", file.string(), "joe"
 
 
-def cutaway(file: Bytes, stem: str) -> Iterator[tuple[str, str, str]]:
+def cutaway(file: Bytes, stem: str) -> Iterator[tuple[str, str, None]]:
     """Lines of a .CUT file, a scene; it does not say who speaks."""
     steps = abs(file.int16(2))
     file.place = file.int16(8)
     file.string()
     for step in range(1, steps + 1):
         if file.place < len(file.data):
-            yield f"{stem:_<5}{step:02d}", file.string(), f"scene-{stem.lower()}"
+            yield f"{stem:_<5}{step:02d}", file.string(), None
 
 
 def joe(index: bytes, strings: bytes) -> Iterator[tuple[str, str, str]]:
@@ -140,47 +149,72 @@ def joe(index: bytes, strings: bytes) -> Iterator[tuple[str, str, str]]:
         yield f"JOE{number:04d}", line, "joe"
 
 
-def spoken(lines: Iterator[tuple[str, str, str]]) -> Iterator[tuple[str, tuple[str, str]]]:
+def spoken(lines: Iterable[tuple[str, str, str | None]]) -> Iterator[tuple[str, tuple[str, str | None]]]:
     """A line is cut at its stage directions (*03, *FL, *XY00(237,112)); each piece is a recording."""
     for prefix, line, speaker in lines:
         for number, piece in enumerate(re.split(r"\*XY.{11}|\*..", line), 1):
             if piece.strip():
-                yield f"{prefix}{number:x}".replace(" ", "0").upper(), (piece.strip(), speaker)
+                yield f"{prefix}{number:x}".replace(" ", "0").upper(), (piece, speaker)
 
 
-def readable(text: str) -> str:
-    """Without the marks of the game's font, and what is CRIED in small letters."""
-    text = re.sub(r"[\^_]", "", text)
-    return re.sub(r"\b[A-Z]{2,}('[A-Z]+)?\b|\bI'[A-Z]+", lambda word: small_letters(word, text), text)
+def readable(texts: Sequence[str]) -> list[str]:
+    """Without the marks of a game's font, and what is CRIED in small letters, but for names and abbreviations.
+
+    A name is what these texts write with one capital, in the middle of a sentence, more often than without. A cry that
+    is no word (SQWAWK) becomes an empty text.
+    """
+    texts = [" ".join(re.sub(r"[\^_]", "", text).split()) for text in texts]
+    capitals: Counter[str] = Counter()
+    for text in texts:
+        for word in re.finditer(r"[A-Za-z]+", text):
+            if word[0].islower():
+                capitals[word[0]] -= 1
+            elif word[0].istitle() and not begins_sentence(word, text):
+                capitals[word[0].lower()] += 1
+
+    def in_small_letters(word: re.Match[str]) -> str:
+        if word[1] in ABBREVIATIONS:
+            return word[1] + (word[2] or "").lower()
+        if word[1] == "I" or begins_sentence(word, word.string) or capitals[word[1].lower()] > 0:
+            return word[0].capitalize()
+        return word[0].lower()
+
+    # One word, or that word again and again.
+    cry = re.compile(r"[^A-Za-z]*\b([A-Z]+)\b([^A-Za-z]+\1\b)*[^A-Za-z]*")
+    cried = re.compile(r"\b([A-Z]{2,}|I(?='))('[A-Z]+)?\b")
+    return ["" if cry.fullmatch(text) else cried.sub(in_small_letters, text) for text in texts]
 
 
-def small_letters(word: re.Match[str], text: str) -> str:
-    begins = word.start() == 0 or text[: word.start()].rstrip()[-1:] in ".!?" or word[0].startswith("I'")
-    return word[0].capitalize() if begins else word[0].lower()
+def begins_sentence(word: re.Match[str], text: str) -> bool:
+    before = text[: word.start()].rstrip(" \"'")
+    return not before or before[-1] in ".!?"
 
 
 # Beneath a Steel Sky ------------------------------------------------------------------------------------------
 
 
-def sky(folder: Path = SKY) -> Iterator[Recording]:
-    """Robert Foster, the robot Joey and the people of Union City: 1.8 hours, packed, in 8 bits at 11 kHz.
+def sky(folder: Path = SKY) -> Iterator[Line]:
+    """Robert Foster, the robot Joey and the people of Union City: 1.9 hours, packed, in 8 bits at 11 kHz.
 
-    The script does not say who speaks. Unpacking takes a few minutes.
+    The script does not say who speaks. Unpacking takes a minute.
     """
     disk, index = (folder / "sky.dsk").read_bytes(), (folder / "sky.dnr").read_bytes()
     files = {}
     for entry in range(4, 4 + 8 * struct.unpack_from("<I", index)[0], 8):
         place, size = (int.from_bytes(index[entry + start : entry + start + 3], "little") for start in (2, 5))
         place = place * 16 & 0x7FFFFF0 if place & 0x800000 else place
-        files[struct.unpack_from("<H", index, entry)[0]] = disk[place : place + (size & 0x3FFFFF)]
+        end = place + (size & 0x3FFFFF)
+        if end > len(disk):
+            raise ValueError(f"sky.dsk ends at {len(disk):,} bytes, within a file")
+        files[struct.unpack_from("<H", index, entry)[0]] = disk[place:end]
+    numbers, texts = [], []
     for section, (first, end) in enumerate(pairwise(SKY_RECORDINGS)):
-        for number in range(end - first):
-            sound = files.get(SKY_SPEECH + first + number)
-            if sound is not None:
-                text = readable(sky_text(files[SKY_TEXTS + section], number))
-                yield Recording(
-                    f"{section}-{number:04d}", samples(unpack(sound[SKY_HEAD:])), text, f"sky-{section}"
-                )
+        for number in range(first, end):
+            if SKY_SPEECH + number in files:
+                numbers.append(SKY_SPEECH + number)
+                texts.append(sky_text(files[SKY_TEXTS + section], number - first))
+    for number, text in zip(numbers, readable(texts), strict=True):
+        yield Line(str(number), samples(unpack(files[number][SKY_HEAD:])), text, None)
 
 
 def sky_text(file: bytes, number: int) -> str:
@@ -194,7 +228,9 @@ def sky_text(file: bytes, number: int) -> str:
     bits = "".join(f"{byte:08b}" for byte in file[pairs // 4 : pairs // 4 + 512])
     place, text = 2 * (pairs % 4), ""
     while not text.endswith("\0"):
-        length = next(length for length in range(3, 17) if bits[place : place + length] in SKY_CODES)
+        length = next((length for length in range(3, 17) if bits[place : place + length] in SKY_CODES), 0)
+        if not length:
+            raise ValueError(f"text {number} of sky.dsk has no end")
         text += SKY_CODES[bits[place : place + length]]
         place += length
     return text[:-1]
@@ -227,10 +263,12 @@ def unpack(packed: bytes) -> bytes:
             if left > 1:
                 distance, length = stream.read_number(distances) + 1, stream.read_number(lengths) + 2
                 start = len(out) - distance
+                if start < 0 or len(out) + length > size:
+                    raise ValueError("a packed recording is damaged")
                 for place in range(start, start + length):  # what is copied may be what has just been copied
                     out.append(out[place])
     if len(out) != size:
-        raise UserError("a recording of Beneath a Steel Sky is damaged: install its package anew")
+        raise ValueError("a packed recording is damaged")
     return bytes(out)
 
 
@@ -278,19 +316,18 @@ class PackedBits:
             if symbol is not None:
                 self.read(length)
                 return symbol if symbol < 2 else 1 << (symbol - 1) | self.read(symbol - 1)
-        raise UserError("a recording of Beneath a Steel Sky is damaged: install its package anew")
+        raise ValueError("a packed recording is damaged")
 
 
 # Drascula: The Vampire Strikes Back ---------------------------------------------------------------------------
 
 
-def drascula(folder: Path = DRASCULA) -> Iterator[Recording]:
-    """John Hacker, Count Drascula and eight others: 0.7 hours, unpacked, in 8 bits at 11 kHz."""
+def drascula(folder: Path = DRASCULA) -> Iterator[Line]:
+    """John Hacker, Count Drascula and eleven others: 0.8 hours, unpacked, in 8 bits at 11 kHz."""
     data = (folder / "drascula.dat").read_bytes()
-    place = (
-        data.index(b"THAT'S THE SECOND BIGGEST DOOR") - 12
-    )  # the first line of the first table, which has a head of 12 bytes
-    for letters, speaker in SAID_BY.items():
+    # Before it: count, length, two bytes, line 0, which is empty, and this one's size.
+    place = data.index(FIRST_LINE) - 12
+    for letters, person in SAID_BY.items():
         (count,) = struct.unpack_from(">H", data, place)
         place += 2
         for language in range(LANGUAGES):
@@ -300,10 +337,11 @@ def drascula(folder: Path = DRASCULA) -> Iterator[Recording]:
                 (size,) = struct.unpack_from(">H", data, record)
                 text = data[record + 2 : record + size].split(b"\0")[0].decode("latin-1")
                 record += size
-                sound = folder / f"{letters.upper()}{number}.ALS"
                 if language == 0 and text:
+                    sound = folder / f"{letters.upper()}{number}.ALS"
                     audio = samples(sound.read_bytes()) if sound.is_file() else None
-                    yield Recording(f"{letters}{number}", audio, as_sentences(text), f"drascula-{speaker}")
+                    speaker = GUESTS.get(number, person) if letters == "d" else person
+                    yield Line(f"{letters}{number}", audio, as_sentences(text), speaker)
             place = end
 
 

@@ -35,11 +35,10 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pyarrow.parquet
-import soxr
 
 from recipes.small import sentences, synthesizers
 from recipes.small.real_speech import make_real
-from recipes.small.shards import SAMPLING_RATE, make_row, read_dropped, write_shard
+from recipes.small.shards import SAMPLING_RATE, at_16_khz, make_row, out_of_pace, read_dropped, write_shard
 from tiny_audio.corpus.speech import envelope
 from tiny_audio.errors import UserError, nearest
 from tiny_audio.files import write_files
@@ -49,7 +48,6 @@ SHARD_SECONDS = 300.0
 FIXED_SECONDS = {"dev": 150.0, "test": 300.0, "newvoice/train": 900.0, "newvoice/test": 450.0}
 SPLITS = ("train", *FIXED_SECONDS)
 SHORTEST_SECONDS, LONGEST_SECONDS = 0.5, 25.0
-SECONDS_A_CHARACTER = (0.03, 0.30)  # outside of it something else than the sentence was said
 LARGEST_DROP_SHARE = 0.1
 SETTINGS_NAME = "speech.json"
 
@@ -126,16 +124,11 @@ def make_shard(shard: Shard, out: Path, seed: int, texts: Sequence[str]) -> None
 
 def why_not(seconds: float, num_characters: int) -> str | None:
     """Why a clip is not one to train on, or None."""
-    low, high = SECONDS_A_CHARACTER
     if seconds < SHORTEST_SECONDS:
         return f"under {SHORTEST_SECONDS:g} s"
     if seconds > LONGEST_SECONDS:
         return f"over {LONGEST_SECONDS:g} s"
-    if seconds > high * num_characters + 1.0:
-        return "far slower than speech"
-    if seconds < low * num_characters:
-        return "far quicker than speech"
-    return None
+    return out_of_pace(seconds, num_characters)
 
 
 def finish(audio: np.ndarray, rate: int, rng: random.Random) -> np.ndarray:
@@ -143,8 +136,7 @@ def finish(audio: np.ndarray, rate: int, rng: random.Random) -> np.ndarray:
     audio = audio.astype(np.float32)
     if audio.ndim != 1 or not len(audio) or not np.isfinite(audio).all():
         return np.zeros(0, np.float32)
-    if rate != SAMPLING_RATE:
-        audio = soxr.resample(audio, rate, SAMPLING_RATE)
+    audio = at_16_khz(audio, rate)
     step = 0.01
     level = envelope(audio, SAMPLING_RATE, step)
     loud = np.flatnonzero(level > 0.01 * max(level.max(initial=0.0), 1e-6))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import re
 import shutil
+import struct
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,8 +17,8 @@ import soundfile
 
 from recipes.small.games import DRASCULA, QUEEN, SKY, drascula, queen, sky
 from recipes.small.sentences import split_of
-from recipes.small.shards import Recording, at_16_khz, make_row, write_shard
-from tiny_audio.errors import UserError
+from recipes.small.shards import SAMPLING_RATE, Line, at_16_khz, make_row, out_of_pace, write_shard
+from tiny_audio.errors import UserError, first_line
 
 PROMPTS = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
 PROMPT_TEXTS = Path("/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
@@ -25,57 +26,43 @@ STAMPS = Path("/usr/share/tuxpaint/stamps")
 LIBRIVOX = Path("/usr/share/pocketsphinx/test/data/librivox")
 
 
-def recording(path: Path, text: str, speaker: str) -> Recording:
-    return Recording(path.stem, load(path) if path.is_file() else None, text, speaker)
+def line_of(path: Path, text: str, speaker: str | None) -> Line:
+    return Line(path.stem, load(path) if path.is_file() else None, text, speaker)
 
 
 def load(path: Path) -> np.ndarray:
     """float32 (samples,) at 16 kHz. G.722, which libsndfile does not read, by ffmpeg."""
     if path.suffix == ".g722":
-        command = [
-            "ffmpeg",
-            "-v",
-            "error",
-            "-f",
-            "g722",
-            "-i",
-            str(path),
-            "-f",
-            "f32le",
-            "-ac",
-            "1",
-            "-ar",
-            "16000",
-            "-",
-        ]
-        return np.frombuffer(subprocess.run(command, check=True, capture_output=True).stdout, np.float32)
+        given, wanted = ["-f", "g722", "-i", str(path)], ["-f", "f32le", "-ac", "1", "-ar", "16000", "-"]
+        done = subprocess.run(["ffmpeg", "-v", "error", *given, *wanted], check=True, capture_output=True)
+        return np.frombuffer(done.stdout, np.float32)
     audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
     return at_16_khz(audio.mean(axis=1), rate)
 
 
-def prompts() -> Iterator[Recording]:
+def prompts() -> Iterator[Line]:
     """The prompts of the telephone exchange Asterisk, spoken by Allison Smith."""
     for line in gzip.decompress(PROMPT_TEXTS.read_bytes()).decode("utf-8").splitlines():
         name, colon, text = line.partition(": ")
         text = " ".join(re.sub(r"\[[^]]*\]|\([^)]*\)|<[^>]*>", "", text).split())  # tones, silence, notes
         if colon and text and not name.startswith(";"):
-            yield recording(PROMPTS / f"{name}.g722", text, "allison")
+            yield line_of(PROMPTS / f"{name}.g722", text, "allison")
 
 
-def stamps() -> Iterator[Recording]:
+def stamps() -> Iterator[Line]:
     """What the pictures of Tux Paint show, said by several people who are not named."""
     for path in sorted(STAMPS.rglob("*_desc.ogg")):
         text = path.with_name(path.name.replace("_desc.ogg", ".txt"))
         if text.is_file():
-            yield recording(path, text.read_text(encoding="utf-8").splitlines()[0].strip(), "tuxpaint")
+            yield line_of(path, text.read_text(encoding="utf-8").splitlines()[0].strip(), None)
 
 
-def librivox() -> Iterator[Recording]:
+def librivox() -> Iterator[Line]:
     """Sentences of "Sense and Sensibility" as a volunteer of LibriVox read them."""
     for line in (LIBRIVOX / "transcription").read_text(encoding="utf-8").splitlines():
         match = re.fullmatch(r"<s> (.*) </s> \((\S+)\)", line.strip())
         if match:
-            yield recording(LIBRIVOX / f"{match[2]}.wav", match[1].strip(), "librivox")
+            yield line_of(LIBRIVOX / f"{match[2]}.wav", match[1].strip(), "librivox")
 
 
 @dataclass(frozen=True)
@@ -86,21 +73,24 @@ class Collection:
     licence: str
     install: str
     is_there: Callable[[], bool]
-    read: Callable[[], Iterator[Recording]]
+    read: Callable[[], Iterator[Line]]
     judge_only: bool = False
 
 
 COLLECTIONS = (
-    Collection("prompts", "CC BY-SA 3.0, Allison Smith and Digium",
+    Collection("prompts", "CC BY-SA 3.0, Allison Smith",
                "asterisk-core-sounds-en asterisk-core-sounds-en-g722 ffmpeg",
                lambda: PROMPT_TEXTS.is_file() and PROMPTS.is_dir() and shutil.which("ffmpeg") is not None, prompts),
     Collection("stamps", "GPL-2.0, Tux Paint", "tuxpaint-stamps-default", STAMPS.is_dir, stamps),
-    Collection("queen", "free to change and share, J. Passfield and S. Stamatiadis", "flight-of-the-amazon-queen",
+    Collection("queen", "free of charge, J. Passfield and S. Stamatiadis", "flight-of-the-amazon-queen",
                QUEEN.is_file, queen),
-    Collection("sky", "free to change and share, Revolution Software", "beneath-a-steel-sky", SKY.is_dir, sky),
+    Collection("sky", "free of charge, Revolution Software", "beneath-a-steel-sky", SKY.is_dir, sky),
     Collection("librivox", "public domain, LibriVox", "pocketsphinx-testdata", LIBRIVOX.is_dir, librivox, True),
-    Collection("drascula", "free to change and share, Alcachofa Soft", "drascula", DRASCULA.is_dir, drascula, True),
+    Collection("drascula", "free of charge, Alcachofa Soft", "drascula", DRASCULA.is_dir, drascula, True),
 )  # fmt: skip
+
+
+DAMAGED = (LookupError, ValueError, RuntimeError, struct.error)  # what reading a damaged package comes to
 
 
 def make_real(out: Path) -> str:
@@ -114,23 +104,39 @@ def make_real(out: Path) -> str:
         names = ", ".join(collection.name for collection in missing)
         packages = " ".join(collection.install for collection in missing)
         raise UserError(f"no recordings of {names} on this machine; install them: apt-get install {packages}")
-    lines = [f"{'folder':<22} {'clips':>5} {'minutes':>7}  licence"]
+    table = [f"{'folder':<22} {'clips':>5} {'minutes':>7}  licence"]
     for collection in COLLECTIONS:
-        rows: dict[str, list[dict]] = {}
-        dropped: Counter[str] = Counter()
-        for one in collection.read():
-            if one.audio is None:
-                dropped["without a recording"] += 1
-                continue
-            # A transcript lies on one side, whichever recordings have it; dev is too small to be of use here.
-            side = "test" if split_of(one.text) != "train" else "train"
-            folder = f"judge/{collection.name}" if collection.judge_only else f"real/{collection.name}/{side}"
-            members = rows.setdefault(folder, [])
-            identity = f"{collection.name}-{one.name}-{len(members):03d}"
-            members.append(make_row(identity, one.audio, one.text, one.speaker, collection.name))
+        try:
+            rows, dropped = sort(collection)
+        except DAMAGED as error:
+            raise UserError(
+                f"{collection.name} cannot be read ({first_line(error)}); install it anew: "
+                f"apt-get install --reinstall {collection.install}"
+            ) from error
         for folder, members in sorted(rows.items()):
             write_shard(out / folder / f"{collection.name}.parquet", members, dropped)
             minutes = sum(row["seconds"] for row in members) / 60
-            lines.append(f"{folder:<22} {len(members):5} {minutes:7.1f}  {collection.licence}")
-        lines += [f"{collection.name}: {count} left out, {reason}" for reason, count in dropped.items()]
-    return "\n".join(lines)
+            table.append(f"{folder:<22} {len(members):5} {minutes:7.1f}  {collection.licence}")
+        table += [f"{collection.name}: {count} left out, {reason}" for reason, count in dropped.items()]
+    return "\n".join(table)
+
+
+def sort(collection: Collection) -> tuple[dict[str, list[dict]], Counter[str]]:
+    """Its rows by folder, and why lines were left out -> how often."""
+    rows: dict[str, list[dict]] = {}
+    dropped: Counter[str] = Counter()
+    for line in collection.read():
+        if line.audio is None or not line.text:
+            dropped["without a recording" if line.audio is None else "without words"] += 1
+            continue
+        reason = out_of_pace(len(line.audio) / SAMPLING_RATE, len(line.text))
+        if reason:
+            dropped[reason] += 1
+            continue
+        # A transcript lies on one side, whichever recordings have it; dev is too small to be of use here.
+        side = "test" if split_of(line.text) != "train" else "train"
+        folder = f"judge/{collection.name}" if collection.judge_only else f"real/{collection.name}/{side}"
+        members = rows.setdefault(folder, [])
+        identity = f"{collection.name}-{line.name}-{len(members):03d}"
+        members.append(make_row(identity, line.audio, line.text, line.speaker, collection.name))
+    return rows, dropped

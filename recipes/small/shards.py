@@ -19,21 +19,34 @@ SAMPLING_RATE = 16_000
 ROW_GROUP_ROWS = 32
 
 
+SECONDS_A_CHARACTER = (0.03, 0.30)  # outside of it something else than the sentence was said
+COLUMNS = pyarrow.schema(
+    [
+        ("id", pyarrow.string()),
+        ("audio", pyarrow.binary()),
+        ("text", pyarrow.string()),
+        ("speaker", pyarrow.string()),
+        ("seconds", pyarrow.float64()),
+        ("source", pyarrow.string()),
+    ]
+)
+
+
 @dataclass(frozen=True)
-class Recording:
-    """`audio`: float32 (samples,) at 16 kHz; None where a line has no recording."""
+class Line:
+    """What somebody says. `audio`: float32 (samples,) at 16 kHz. None: not recorded, or by nobody knows whom."""
 
     name: str
     audio: np.ndarray | None
     text: str
-    speaker: str
+    speaker: str | None
 
 
 def at_16_khz(audio: np.ndarray, rate: int) -> np.ndarray:
     return audio if rate == SAMPLING_RATE else soxr.resample(audio, rate, SAMPLING_RATE)
 
 
-def make_row(identity: str, audio: np.ndarray, text: str, speaker: str, source: str) -> dict:
+def make_row(identity: str, audio: np.ndarray, text: str, speaker: str | None, source: str) -> dict:
     """One clip: `audio` is float32 (samples,) at 16 kHz; `source` the synthesiser or collection it comes from."""
     return {
         "id": identity,
@@ -43,6 +56,16 @@ def make_row(identity: str, audio: np.ndarray, text: str, speaker: str, source: 
         "seconds": len(audio) / SAMPLING_RATE,
         "source": source,
     }
+
+
+def out_of_pace(seconds: float, num_characters: int) -> str | None:
+    """Why a recording cannot be what its text says, or None."""
+    low, high = SECONDS_A_CHARACTER
+    if seconds > high * num_characters + 1.0:
+        return "far slower than speech"
+    if seconds < low * num_characters:
+        return "far quicker than speech"
+    return None
 
 
 def encode(audio: np.ndarray) -> bytes:
@@ -55,7 +78,7 @@ def encode(audio: np.ndarray) -> bytes:
 def write_shard(path: Path, rows: list[dict], dropped: Counter[str]) -> None:
     """Under another name first: a shard that is there is whole. `dropped`: why clips were left out -> how often."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = pyarrow.Table.from_pylist(rows).replace_schema_metadata({"dropped": json.dumps(dropped)})
+    table = pyarrow.Table.from_pylist(rows, COLUMNS).replace_schema_metadata({"dropped": json.dumps(dropped)})
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         # The audio is compressed already.

@@ -8,7 +8,7 @@
 set -euo pipefail
 speech=${1:-speech} out=${2:-outputs/small}
 real=$speech/real
-# A third of what is heard are people; the corpus has strings of digits.
+# Half of what is heard are people; the corpus has strings of digits.
 train=$speech/train,$speech/words/train,$real/queen/train*2,$real/sky/train*2,$real/prompts/train*4,$real/stamps/train,corpus:train*0.15
 # Telephone lines, noise, rooms and other microphones are put over it once, before the encoder, which rests, hears it.
 common=(+experiments=small "data.train=[$train]" data.eval="$real/queen/test" data.test="$real/prompts/test"

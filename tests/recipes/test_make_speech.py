@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import subprocess
 from collections import Counter
@@ -12,7 +13,7 @@ import pyarrow.parquet
 import pytest
 import soundfile
 
-from recipes.small import make_speech, real_speech, sentences, shards, synthesizers
+from recipes.small import games, make_speech, real_speech, sentences, shards, synthesizers
 from recipes.small.make_speech import Shard
 from tiny_audio.corpus.engines import espeak_library
 from tiny_audio.corpus.voices import Voice
@@ -307,6 +308,15 @@ def test_recordings_of_people_become_sources(monkeypatch, tmp_path) -> None:
     source = open_source(str(tmp_path / "out/judge/librivox"))
     assert [clip.text for clip in source.utterances()] == ["he was not ill"]
     assert source.seconds()[0] == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_damaged_package_is_named(monkeypatch, tmp_path) -> None:
+    (tmp_path / "queen.1c").write_bytes(b"QTBLCEM10\0\0\0\1\0\2 and then no more")
+    read = functools.partial(games.queen, tmp_path / "queen.1c")
+    damaged = real_speech.Collection("queen", "none", "flight-of-the-amazon-queen", lambda: True, read)
+    monkeypatch.setattr(real_speech, "COLLECTIONS", (damaged,))
+    with pytest.raises(UserError, match=r"queen cannot be read .* apt-get install --reinstall flight-of"):
+        real_speech.make_real(tmp_path / "out")
 
 
 def test_missing_recordings_name_their_packages(monkeypatch, tmp_path) -> None:
