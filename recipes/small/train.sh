@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From the speech that make_speech.py makes to the model in models/small: HOURS on two cores, in two stages.
+# From the speech that make_speech.py makes to a model like models/small: two and a half hours on two cores, in two stages.
 #
 #     bash recipes/small/train.sh [SPEECH] [OUT] [KEY=VALUE ...]
 #
