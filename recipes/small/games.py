@@ -14,26 +14,20 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import soundfile
 
 from recipes.small.shards import Line, at_16_khz
 
+T = TypeVar("T")
+
 QUEEN = Path("/usr/share/scummvm/flight-of-the-amazon-queen/queen.1c")
 SKY = Path("/usr/share/scummvm/beneath-a-steel-sky")
 DRASCULA = Path("/usr/share/scummvm/drascula/en")
-ABBREVIATIONS = {
-    "LINC",
-    "ID",
-    "TV",
-    "HQ",
-    "VHS",
-    "SOS",
-    "FX",
-    "ASCII",
-    "WD",
-}  # in the scripts of the first two
+# In the scripts of the first two.
+ABBREVIATIONS = {"LINC", "ID", "TV", "HQ", "VHS", "SOS", "FX", "ASCII", "WD"}
 GAME_RATE = 11_025  # of the two that are not in MP3, in Hz
 
 RESPONSES = 40  # what Joe says to a command that leads nowhere, before what he says of things
@@ -67,8 +61,8 @@ LANGUAGES = 6  # of each table in drascula.dat; the first is English
 class Bytes:
     """Big-endian fields of one file in a game's archive, read one after another from `place` on."""
 
-    def __init__(self, data: bytes, place: int = 0) -> None:
-        self.data, self.place = data, place
+    def __init__(self, data: bytes) -> None:
+        self.data, self.place = data, 0
 
     def int16(self, place: int | None = None) -> int:
         if place is not None:
@@ -169,13 +163,13 @@ def readable(texts: Sequence[str]) -> list[str]:
         for word in re.finditer(r"[A-Za-z]+", text):
             if word[0].islower():
                 capitals[word[0]] -= 1
-            elif word[0].istitle() and not begins_sentence(word, text):
+            elif word[0].istitle() and not begins_sentence(word):
                 capitals[word[0].lower()] += 1
 
     def in_small_letters(word: re.Match[str]) -> str:
         if word[1] in ABBREVIATIONS:
             return word[1] + (word[2] or "").lower()
-        if word[1] == "I" or begins_sentence(word, word.string) or capitals[word[1].lower()] > 0:
+        if word[1] == "I" or begins_sentence(word) or capitals[word[1].lower()] > 0:
             return word[0].capitalize()
         return word[0].lower()
 
@@ -185,8 +179,8 @@ def readable(texts: Sequence[str]) -> list[str]:
     return ["" if cry.fullmatch(text) else cried.sub(in_small_letters, text) for text in texts]
 
 
-def begins_sentence(word: re.Match[str], text: str) -> bool:
-    before = text[: word.start()].rstrip(" \"'")
+def begins_sentence(word: re.Match[str]) -> bool:
+    before = word.string[: word.start()].rstrip(" \"'")
     return not before or before[-1] in ".!?"
 
 
@@ -236,17 +230,18 @@ def sky_text(file: bytes, number: int) -> str:
     return text[:-1]
 
 
-def prefix_code(characters: str, bits: str) -> dict[str, str]:
-    """Bits -> character. Each code is the one before it plus one, made longer or shorter."""
-    codes, value, length = {}, 0, 0
-    for character, digit in zip(characters, bits, strict=True):
-        value, length = value << int(digit, 36) >> length, int(digit, 36)
-        codes[f"{value:0{length}b}"] = character
-        value += 1
+def prefix_code(symbols: Iterable[tuple[T, int]]) -> dict[str, T]:
+    """(symbol, bits of its code) in the order of the codes -> code -> symbol. Each code is the one before it plus one,
+    made longer or shorter."""
+    codes, value, last = {}, 0, 0
+    for symbol, length in symbols:
+        value = value << length >> last
+        codes[f"{value:0{length}b}"] = symbol
+        value, last = value + 1, length
     return codes
 
 
-SKY_CODES = prefix_code(SKY_CHARACTERS, SKY_BITS)
+SKY_CODES = prefix_code(zip(SKY_CHARACTERS, (int(digit, 36) for digit in SKY_BITS), strict=True))
 
 
 def unpack(packed: bytes) -> bytes:
@@ -280,14 +275,12 @@ class PackedBits:
         self.bits = self.count = 0  # what is left of the last word
 
     def peek(self) -> int:
-        """The next 16 bits."""
-        return (
-            self.bits | int.from_bytes(self.data[self.place : self.place + 2], "little") << self.count
-        ) & 0xFFFF
+        """What is left of the last word and, above it, the next one: 16 bits at least."""
+        return self.bits | int.from_bytes(self.data[self.place : self.place + 2], "little") << self.count
 
     def read(self, count: int) -> int:
         if count > self.count:
-            self.bits |= int.from_bytes(self.data[self.place : self.place + 2], "little") << self.count
+            self.bits = self.peek()
             self.place += 2
             self.count += 16
         value = self.bits & ((1 << count) - 1)
@@ -302,12 +295,9 @@ class PackedBits:
     def read_codes(self) -> dict[tuple[int, int], int]:
         """(length, code) -> bits of a number. The codes count upwards, the shortest first, highest bit first."""
         lengths = [self.read(4) for _ in range(self.read(5))]
-        codes, value, last = {}, 0, 0
-        for length, symbol in sorted((length, symbol) for symbol, length in enumerate(lengths) if length):
-            value <<= length - last
-            codes[length, int(f"{value:0{length}b}"[::-1], 2)] = symbol
-            value, last = value + 1, length
-        return codes
+        used = sorted((length, symbol) for symbol, length in enumerate(lengths) if length)
+        codes = prefix_code((symbol, length) for length, symbol in used)
+        return {(len(code), int(code[::-1], 2)): symbol for code, symbol in codes.items()}
 
     def read_number(self, codes: dict[tuple[int, int], int]) -> int:
         coming = self.peek()

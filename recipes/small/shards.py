@@ -17,8 +17,6 @@ import soxr
 
 SAMPLING_RATE = 16_000
 ROW_GROUP_ROWS = 32
-
-
 SECONDS_A_CHARACTER = (0.03, 0.30)  # outside of it something else than the sentence was said
 COLUMNS = pyarrow.schema(
     [
