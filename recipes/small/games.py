@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import soundfile
 
 from recipes.small.shards import Line, at_16_khz
+from tiny_audio.hub.asr_audio import load_audio
 
 T = TypeVar("T")
 
@@ -96,12 +96,7 @@ def queen(archive: Path = QUEEN) -> Iterator[Line]:
     texts = readable([text for text, _ in said.values()])
     for text, (name, (_, speaker)) in zip(texts, said.items(), strict=True):
         sound = files.get(f"{name}.SB")
-        yield Line(name.lower(), None if sound is None else decode(sound), text, speaker)
-
-
-def decode(sound: bytes) -> np.ndarray:
-    audio, rate = soundfile.read(io.BytesIO(sound), dtype="float32")
-    return at_16_khz(audio, rate)
+        yield Line(name.lower(), None if sound is None else load_audio(io.BytesIO(sound)), text, speaker)
 
 
 def dialogue(file: Bytes, person: str) -> Iterator[tuple[str, str, str]]:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
 from recipes.small.games import DRASCULA, QUEEN, SKY, drascula, queen, sky
 from recipes.small.sentences import split_of
-from recipes.small.shards import SAMPLING_RATE, Line, at_16_khz, make_row, out_of_pace, write_shard
+from recipes.small.shards import SAMPLING_RATE, Line, make_row, out_of_pace, write_shard
 from tiny_audio.errors import UserError, first_line
+from tiny_audio.hub.asr_audio import load_audio
 
 PROMPTS = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
 PROMPT_TEXTS = Path("/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
@@ -36,8 +36,7 @@ def load(path: Path) -> np.ndarray:
         given, wanted = ["-f", "g722", "-i", str(path)], ["-f", "f32le", "-ac", "1", "-ar", "16000", "-"]
         done = subprocess.run(["ffmpeg", "-v", "error", *given, *wanted], check=True, capture_output=True)
         return np.frombuffer(done.stdout, np.float32)
-    audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    return at_16_khz(audio.mean(axis=1), rate)
+    return load_audio(path)
 
 
 def prompts() -> Iterator[Line]:
