@@ -76,6 +76,7 @@ def measure(sizes: Sizes, hubert: bool, stage: str, speech: Path, rounds: int) -
     config = compose_config(
         [
             "+experiments=small",
+            "encoder_lora.r=0",
             f"data.train={speech}",
             f"ctc.alone_share={0.9 if rests else 0}",
             f"training.batch_seconds={BATCH_SECONDS}",

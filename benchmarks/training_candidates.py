@@ -174,6 +174,7 @@ class Ours:
         self.model.__class__ = WithoutTricks
         overrides = [
             "+experiments=small",
+            "encoder_lora.r=0",
             "ctc.alone_share=0",
             f"training.learning_rate={NO_LEARNING}",
             f"training.decoder_learning_rate={NO_LEARNING}",

@@ -27,6 +27,7 @@ from tiny_audio.train.plan import GPUS_FILE, read_gpus, work_of_config
 
 SECONDS = 10.0
 LM_ONLY = LossWeights()
+FROZEN_ENCODER = ["+experiments=small", "encoder_lora.r=0"]
 
 
 def cost_of(*overrides: str, weights: LossWeights = LM_ONLY, checkpointing: bool = False) -> StepCost:
@@ -116,14 +117,14 @@ def test_stage1_costs_what_its_weights_say() -> None:
 
 
 def test_checkpointing_trades_memory_for_work() -> None:
-    kept = cost_of("+experiments=small", checkpointing=False)
-    again = cost_of("+experiments=small", checkpointing=True)
+    kept = cost_of(*FROZEN_ENCODER, checkpointing=False)
+    again = cost_of(*FROZEN_ENCODER, checkpointing=True)
     assert again.flops_per_audio_second == kept.flops_per_audio_second
     assert again.bytes_per_audio_second < kept.bytes_per_audio_second / 2
     assert again.repeated_flops_per_audio_second > 0.2 * kept.flops_per_audio_second
     one = [
         cost_of_config(
-            compose_config(["+experiments=small", f"training.gradient_checkpointing={tower}"]), LM_ONLY, 7.0
+            compose_config([*FROZEN_ENCODER, f"training.gradient_checkpointing={tower}"]), LM_ONLY, 7.0
         )
         for tower in ("encoder", "decoder")
     ]
@@ -147,21 +148,21 @@ def test_the_logits_of_large_batches_are_not_all_there_at_once() -> None:
 
 
 def test_a_resting_decoder_costs_nothing() -> None:
-    cost = cost_of("+experiments=small", weights=LossWeights(language_model=0.0, ctc=0.3, embedding=0.3))
+    cost = cost_of(*FROZEN_ENCODER, weights=LossWeights(language_model=0.0, ctc=0.3, embedding=0.3))
     assert "decoder" not in {part.part for part in cost.parts}
-    assert cost.flops_per_audio_second < 0.4 * cost_of("+experiments=small").flops_per_audio_second
+    assert cost.flops_per_audio_second < 0.4 * cost_of(*FROZEN_ENCODER).flops_per_audio_second
 
 
 def test_what_a_cache_and_a_shared_prompt_save() -> None:
-    config = compose_config(["+experiments=small"])
+    config = compose_config(FROZEN_ENCODER)
     whole = cost_of_config(config, LM_ONLY, clip_seconds=5.0)
-    cached = cost_of_config(compose_config(["+experiments=small", "data.features_cache=x"]), LM_ONLY, 5.0)
+    cached = cost_of_config(compose_config([*FROZEN_ENCODER, "data.features_cache=x"]), LM_ONLY, 5.0)
     (encoder,) = [part for part in whole.parts if part.part == "encoder"]
     assert [part for part in whole.parts if part is not encoder] == list(cached.parts)
     assert cached.weight_bytes == whole.weight_bytes  # it is loaded all the same
     # One prompt for all clips of a batch: 24 of 30 positions are read once for the 18 clips of 90 s.
     alone = cost_of_config(
-        compose_config(["+experiments=small", "training.per_device_train_batch_size=1"]),
+        compose_config([*FROZEN_ENCODER, "training.per_device_train_batch_size=1"]),
         LM_ONLY,
         clip_seconds=5.0,
     )

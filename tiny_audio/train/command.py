@@ -140,9 +140,9 @@ def cache_features(
     With augmentation, data.features_cache_variants=K keeps K sounds of each clip.
 
     \b
-    Examples:
-      tiny-audio cache-features +experiments=small data.train=recordings data.features_cache=features
-      tiny-audio train +experiments=small data.train=recordings data.features_cache=features
+    Examples (an encoder with adapters is not frozen: encoder_lora.r=0):
+      tiny-audio cache-features +experiments=small encoder_lora.r=0 data.train=recordings data.features_cache=features
+      tiny-audio train +experiments=small encoder_lora.r=0 data.train=recordings data.features_cache=features
     """
     from tiny_audio.errors import UserError
     from tiny_audio.train.config import compose_config
