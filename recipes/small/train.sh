@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# From the speech that make_speech.py makes to a model like models/small: an hour and a half on two cores.
+# From the speech that make_speech.py makes to a model like models/small: two hours on two cores, with bf16.
 #
 #     bash recipes/small/train.sh [SPEECH] [OUT] [KEY=VALUE ...]
 #
 # Stopped or killed, the same command goes on where it stood. training.bf16=true is for processors with avx512_bf16 or
-# amx_bf16 (see lscpu): half the time.
+# amx_bf16 (see lscpu).
 set -euo pipefail
 speech=${1:-speech} out=${2:-outputs/small}
 real=$speech/real
@@ -18,6 +18,6 @@ exec tiny-audio train +experiments=small "data.train=[$train]" data.eval="$real/
   augmentation.speed_probability=0.4 augmentation.frequency_warp_probability=0.3 augmentation.noise_probability=0.3 \
   augmentation.reverb_probability=0.2 augmentation.band_limit_probability=0.3 augmentation.equalizer_probability=0.2 \
   "augmentation.gain_db=[-15,5]" augmentation.non_speech_probability=0.02 \
-  training.max_steps=2200 training.learning_rate=2e-3 training.encoder_learning_rate=5e-4 training.decoder_learning_rate=1.5e-3 \
+  training.max_steps=2200 training.learning_rate=2e-3 training.decoder_learning_rate=1.5e-3 \
   training.warmup_steps=30 training.batch_seconds=45 training.num_workers=0 training.eval_samples=100 \
   training.save_steps=50 training.tracker=none output_dir="$out" training.resume=$resume "${@:3}"
