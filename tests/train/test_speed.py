@@ -79,7 +79,8 @@ def test_a_run_says_how_it_uses_its_machine(tmp_path: Path, monkeypatch: pytest.
     last = lines[-1]
     assert last["train_seconds"] + 2 < last["dollars"] < between - began
     figures = json.loads((folder / "metrics.json").read_text())
-    assert last["dollars"] < figures["dollars"] == figures["run_seconds"] < between - began
+    assert last["dollars"] < figures["dollars"] < between - began
+    assert figures["dollars"] == pytest.approx(figures["run_seconds"]), "a dollar a second"
     computed = figures["audio_seconds"] / figures["rtfx"]
     assert figures["wall_seconds"] == pytest.approx(computed, abs=0.01), "those of the evaluation alone"
 
