@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,19 +18,25 @@ pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="the script
 
 ROOT = Path(__file__).parents[2]
 
-# Takes the command line as tiny-audio does, up to the point where it would read speech.
-CHECKER = """import sys
+# Takes the command line as tiny-audio does, up to the point where it would read speech, and leaves a model as it does.
+CHECKER = """import json, sys
 from pathlib import Path
 from tiny_audio.train.config import compose_config
 command, *overrides = sys.argv[1:]
 config = compose_config(overrides)
 sources = [source.removeprefix("speech/") for source in [*config.data.train, config.data.eval, config.data.test]]
 how = "resumed" if config.training.resume is True else "anew"
-print(command, Path(config.output_dir).name, how, *sources)
+start = json.loads(Path(config.init_from, "config.json").read_text()) if config.init_from else {}
+strength = start.get("encoder_lora", {}).get("lora_alpha", 0)
+print(json.dumps([command, config.output_dir, how, strength, config.encoder_lora.lora_alpha, sources]))
+model = Path(config.output_dir, "model")
+model.mkdir(parents=True)
+(model / "config.json").write_text(json.dumps({"encoder_lora": {"lora_alpha": config.encoder_lora.lora_alpha}}))
 """
 
 
-def run_script(folder: Path) -> str:
+def run_script(folder: Path) -> list[Any]:
+    """Its runs: command, folder, resumed or anew, alpha that it starts from, alpha, sources."""
     program = folder / "bin" / "tiny-audio"
     program.parent.mkdir(exist_ok=True)
     checker = folder / "checker.py"
@@ -44,18 +52,29 @@ def run_script(folder: Path) -> str:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_it_trains_on_what_make_speech_writes_and_on_nothing_to_judge_with(tmp_path: Path) -> None:
-    sources = [source.partition("*")[0] for source in run_script(tmp_path).split()[4:]]
     people = {f"real/{one.name}/train" for one in real_speech.COLLECTIONS if not one.judge_only}
-    assert set(sources[:-2]) == {"train", "words/train", "corpus:train"} | people
-    assert all(source.startswith("real/") and source.endswith("/test") for source in sources[-2:])
+    for *_, sources in run_script(tmp_path):
+        names = [source.partition("*")[0] for source in sources]
+        assert set(names[:-2]) == {"train", "words/train", "corpus:train"} | people
+        assert all(name.startswith("real/") and name.endswith("/test") for name in names[-2:])
     assert {one.name for one in real_speech.COLLECTIONS if one.judge_only} == {"librivox", "drascula"}
 
 
+def test_the_second_run_begins_at_half_of_what_the_encoder_learned_in_the_first(tmp_path: Path) -> None:
+    first, second = run_script(tmp_path)
+    assert first[:4] == ["train", "out here/1", "anew", 0]
+    assert second[:4] == ["train", "out here/2", "anew", first[4] / 2]
+    assert second[4] == second[3], "a config that says otherwise is not followed, and warned of"
+
+
 def test_a_run_that_was_begun_is_gone_on_with(tmp_path: Path) -> None:
-    assert run_script(tmp_path).startswith("train out here anew ")
-    (tmp_path / "out here/checkpoints/step-50").mkdir(parents=True)
-    assert run_script(tmp_path).startswith("train out here resumed ")
+    (tmp_path / "out here/1/checkpoints/step-50").mkdir(parents=True)
+    assert [run[2] for run in run_script(tmp_path)] == ["resumed", "anew"]
+    assert run_script(tmp_path) == [], "both are done"
+    shutil.rmtree(tmp_path / "out here/2/model")
+    (tmp_path / "out here/2/checkpoints/step-50").mkdir(parents=True)
+    assert [run[1:3] for run in run_script(tmp_path)] == [["out here/2", "resumed"]]

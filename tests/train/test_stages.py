@@ -21,7 +21,7 @@ from tiny_audio.hub.asr_losses import LossWeights
 from tiny_audio.train.build import build_model
 from tiny_audio.train.config import compose_config
 from tiny_audio.train.parameters import parameter_table
-from tiny_audio.train.precision import cast_frozen, mixed_precision
+from tiny_audio.train.precision import attend_unfused, cast_frozen, mixed_precision
 from tiny_audio.train.records import read_metrics
 from tiny_audio.train.run import run
 
@@ -192,6 +192,14 @@ def test_keys_that_the_checkpoint_overrules_are_named(
     assert message.startswith("model.stack_factor=3 is not used") and "has 4" in message
 
 
+def test_so_are_those_of_its_adapters(speech: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run(pretrained(speech, tmp_path / "run", "training.max_steps=1", "peft.r=2", "peft.lora_alpha=4"))
+    with caplog.at_level(logging.WARNING):
+        build_model(pretrained(speech, tmp_path, f"init_from={tmp_path}/run/model", "peft.r=2"))
+    (message,) = [record.getMessage() for record in caplog.records if "init_from" in record.getMessage()]
+    assert message.startswith("peft.lora_alpha=32") and "has 4" in message
+
+
 @pytest.fixture
 def _own_precision() -> Iterator[None]:
     """accelerate keeps the precision of a process's first run for all later ones."""
@@ -209,6 +217,22 @@ def test_half_precision_is_evaluated_too(speech: Path, tmp_path: Path, adapters:
     assert result.metrics["num_samples"] == 30 and result.evaluation.metrics.wer > 0
     (line,) = read_metrics(tmp_path / "run/metrics.jsonl")
     assert line["dev_wer"] > 0
+    assert "eager" not in (result.model_folder / "config.json").read_text(), "how this run attended"
+
+
+@pytest.mark.parametrize("whisper", [True, False])
+def test_attention_in_parts_is_the_same_attention(speech: Path, tmp_path: Path, whisper: bool) -> None:
+    """Else it is Parakeet's, which has positions in it."""
+    model, processor = build_model(pretrained(speech, tmp_path) if whisper else settings(speech, tmp_path))
+    batch = processor.collate(examples(processor))
+    towers = (model.model.audio_tower, model.model.language_model)
+    assert all(tower.config._attn_implementation == "sdpa" for tower in towers)
+    fused, parts = (
+        (change(model), model.eval()(**batch, loss_weights=LossWeights(ctc=1.0)).loss)[1].item()
+        for change in (lambda model: None, attend_unfused)
+    )
+    assert all(tower.config._attn_implementation == "eager" for tower in towers)
+    assert parts == pytest.approx(fused, rel=1e-5)
 
 
 @pytest.mark.parametrize("autocast", [True, False])

@@ -80,9 +80,7 @@ class RequestError(Exception):
 
 def _number(low: float, high: float, whole: bool = False, above: bool = False) -> Callable[[Any], Any]:
     def check(value: Any) -> Any:
-        if isinstance(
-            value, str
-        ):  # a parameter in a URL, where the toolkit knows whole numbers and booleans alone
+        if isinstance(value, str):  # in a URL, of which the toolkit reads whole numbers and booleans alone
             value = int(value) if whole else float(value)
         if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
             raise TypeError

@@ -297,6 +297,7 @@ def _add_parts(
     for key, lora in (("encoder_lora", architecture.encoder_lora), ("peft", architecture.decoder_lora)):
         if lora and config[key].r:
             _say_kept(f"{key}.r", lora["r"], config[key].r)
+            _say_kept(f"{key}.lora_alpha", lora.get("lora_alpha", lora["r"]), config[key].lora_alpha)
     for name, value in additions(architecture, config).items():
         setattr(architecture, name, value)
         if name == "ctc_vocabulary":

@@ -33,7 +33,7 @@ from tiny_audio.train.checkpoints import Progress, contents, save_checkpoint
 from tiny_audio.train.compiling import compile_layers
 from tiny_audio.train.optimizer import build_optimizer, learning_rate_factor
 from tiny_audio.train.pieces import is_out_of_memory, size_of, split_above
-from tiny_audio.train.precision import cast_frozen, mixed_precision
+from tiny_audio.train.precision import attend_unfused, cast_frozen, mixed_precision
 from tiny_audio.train.records import StepLog
 from tiny_audio.train.sharding import assemble, evaluation, shard, whole
 from tiny_audio.train.skipping import SKIPPED_FILE, check_repetition, json_number, judge_step
@@ -108,6 +108,8 @@ class Trainer:
             compile_layers(model)
         if self.accelerator.mixed_precision == "bf16":
             cast_frozen(model, torch.bfloat16)
+            if self.accelerator.device.type == "cpu":
+                attend_unfused(model)
         self.skeleton = shard(model, self.accelerator.device) if shards else None
         self.optimizer: Any = build_optimizer(model, self.settings)
         self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
