@@ -135,7 +135,7 @@ def step_cost(
     trunk, config = model.model, model.config
     encoder, decoder = trunk.audio_tower, trunk.language_model
     for tower in (encoder, decoder):
-        if tower.config._attn_implementation == "sdpa":  # WavLM and others have an attention of their own
+        if tower._supports_sdpa:  # WavLM and others have an attention of their own
             tower.set_attn_implementation(FLASH)
     encoder_trains = any(p.requires_grad for p in encoder.parameters())
 
