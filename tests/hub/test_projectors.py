@@ -104,3 +104,18 @@ def test_balanced_routing_has_the_lowest_balance_loss() -> None:
 def test_refusals_say_what_is_known(settings: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make(**settings)
+
+
+@pytest.mark.filterwarnings("error")  # as PyTorch's of a norm that has no fused kernel
+@pytest.mark.parametrize("projector_type", PROJECTORS)
+def test_in_half_precision_it_says_almost_the_same_and_warns_of_nothing(projector_type: str) -> None:
+    projector = make(projector_type).eval()
+    lengths = torch.tensor([64, 40])
+    frames = torch.randn(2, 64, 32) * length_mask(lengths, 64)[..., None]
+    with torch.no_grad():
+        expected, _ = projector(frames, lengths)
+        with torch.autocast("cpu", torch.bfloat16):
+            tokens, _ = projector(frames.to(torch.bfloat16), lengths)
+    assert tokens.dtype == torch.bfloat16
+    difference = (tokens.float() - expected).square().mean().sqrt() / expected.square().mean().sqrt()
+    assert 0 < difference < 0.1

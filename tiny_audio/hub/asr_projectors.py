@@ -48,6 +48,13 @@ def stack_frames(frames: Tensor, stack_factor: int) -> Tensor:
     return frames.reshape(batch, -1, stack_factor * width)  # (B, P, k * D)
 
 
+class TokenNorm(nn.RMSNorm):
+    """RMSNorm in the type of its input: for two types PyTorch has no fused kernel, and warns of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class Projector(nn.Module):
     """Sizes and the output norm that all projectors share."""
 
@@ -61,7 +68,7 @@ class Projector(nn.Module):
         self.hidden_size = config.projector_hidden_size
         self.stack_factor = config.stack_factor
         self.activation = ACT2FN[config.projector_activation or self.default_activation]
-        self.output_norm = nn.RMSNorm(self.decoder_width, eps=1e-6)
+        self.output_norm = TokenNorm(self.decoder_width, eps=1e-6)
 
     def set_output_scale(self, embedding_rms: float) -> None:
         """Starts the audio tokens at the loudness of the embedding table."""
@@ -94,7 +101,7 @@ class SwiGLUProjector(Projector):
     def __init__(self, config: TinyAudioConfig):
         super().__init__(config)
         width = self.stack_factor * self.encoder_width
-        self.input_norm = nn.RMSNorm(width, eps=1e-6)
+        self.input_norm = TokenNorm(width, eps=1e-6)
         self.gate_proj = nn.Linear(width, self.hidden_size, bias=False)
         self.up_proj = nn.Linear(width, self.hidden_size, bias=False)
         self.down_proj = nn.Linear(self.hidden_size, self.decoder_width, bias=False)
@@ -159,7 +166,7 @@ class MoEProjector(Projector):
     def __init__(self, config: TinyAudioConfig):
         super().__init__(config)
         width = self.stack_factor * self.encoder_width
-        self.input_norm = nn.RMSNorm(width, eps=1e-6)
+        self.input_norm = TokenNorm(width, eps=1e-6)
         self.router = nn.Linear(width, NUM_EXPERTS, bias=False)
         self.shared_expert = self.two_layers(width)
         self.experts = nn.ModuleList(self.two_layers(width) for _ in range(NUM_EXPERTS))
