@@ -2,7 +2,7 @@
 
     python -m recipes.small.make_speech OUT [--hours 10] [--engines hibari,espeak,...] [--jobs 2] [--seed 0]
     python -m recipes.small.make_speech OUT --texts words   one to three words at a time, and nothing else
-    python -m recipes.small.make_speech OUT --real          the recordings of people that Debian packages hold
+    python -m recipes.small.make_speech OUT --real          the recordings of people that packages hold
 
 Run it from the root of the repository. OUT/train, OUT/dev, OUT/test, OUT/newvoice/train and OUT/newvoice/test are
 sources for `tiny-audio train data.train=OUT/train`: parquet shards of some minutes each, speech as FLAC. No voice and
@@ -264,7 +264,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help=f"folder `voices` of the npm package kokoro-js (default {synthesizers.KOKORO_STYLES})",
     )
     parser.add_argument(
-        "--real", action="store_true", help="write only the recordings of people in Debian packages"
+        "--real", action="store_true", help="write only the recordings of people that packages hold"
     )
     return parser.parse_args(arguments)
 

@@ -1,12 +1,15 @@
-"""Recordings of people that Debian packages hold together with what is said in them."""
+"""Recordings of people that packages hold together with what is said in them."""
 
 from __future__ import annotations
 
 import gzip
+import hashlib
+import io
 import re
 import shutil
 import struct
 import subprocess
+import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +27,26 @@ PROMPTS = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
 PROMPT_TEXTS = Path("/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
 STAMPS = Path("/usr/share/tuxpaint/stamps")
 LIBRIVOX = Path("/usr/share/pocketsphinx/test/data/librivox")
+READERS = Path("speechbrain-1.0.1.tar.gz")  # source of a Python package, in the folder where this is run
+READERS_SHA256 = "521202e32ba05ceb69db2908928b8eafdabd8c4674525d2734333d1c29f1ca70"
+READERS_FOLDER = "speechbrain-1.0.1/tests/samples"
+# Written down anew: the list there has other words than are said ("ken pairs"), and some clips under another's name.
+READ_SENTENCES = {
+    "ASR/spk1_snt1": "The child almost hurt the small dog.",
+    "ASR/spk1_snt2": "Drop the two when you add the figures.",
+    "ASR/spk1_snt3": "At that high level the air is pure.",
+    "ASR/spk1_snt4": "A thin stripe runs down the middle.",
+    "ASR/spk1_snt5": "Sunday is the best part of the week.",
+    "ASR/spk1_snt6": "The pencils have all been used.",
+    "ASR/spk2_snt1": "We are sure that one war is enough.",
+    "ASR/spk2_snt2": "What joy there is in living.",
+    "ASR/spk2_snt3": "Tear a thin sheet from the yellow pad.",
+    "ASR/spk2_snt4": "Mend the coat before you go out.",
+    "ASR/spk2_snt5": "Jump the fence and hurry up the bank.",
+    "ASR/spk2_snt6": "Canned pears lack full flavor.",
+    "TTS/LJ050-0131": "Unless a system is established for the frequent formal review of activities thereunder. "
+    "In this regard,",
+}
 
 
 def line_of(path: Path, text: str, speaker: str | None) -> Line:
@@ -64,6 +87,24 @@ def librivox() -> Iterator[Line]:
             yield line_of(LIBRIVOX / f"{match[2]}.wav", match[1].strip(), "librivox")
 
 
+def readers() -> Iterator[Line]:
+    """Sentences that three people read, two of them Harvard's (IEEE, 1969): samples that SpeechBrain is tested with."""
+    content = READERS.read_bytes()
+    if hashlib.sha256(content).hexdigest() != READERS_SHA256:
+        raise ValueError(f"{READERS} is not the file that PyPI holds")
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        for name, text in READ_SENTENCES.items():
+            file = archive.extractfile(f"{READERS_FOLDER}/{name}.wav")
+            assert file is not None, name
+            path = Path(name)
+            yield Line(
+                path.name, load_audio(file.read()), text, path.name.partition("_")[0].partition("-")[0]
+            )
+
+
+APT, PIP = "apt-get install", "pip download --no-deps --no-binary speechbrain"
+
+
 @dataclass(frozen=True)
 class Collection:
     """One package of recordings. `judge_only`: few and precious, so never trained on."""
@@ -74,6 +115,7 @@ class Collection:
     is_there: Callable[[], bool]
     read: Callable[[], Iterator[Line]]
     judge_only: bool = False
+    installer: str = APT
 
 
 COLLECTIONS = (
@@ -86,6 +128,8 @@ COLLECTIONS = (
     Collection("sky", "free of charge, Revolution Software", "beneath-a-steel-sky", SKY.is_dir, sky),
     Collection("librivox", "public domain, LibriVox", "pocketsphinx-testdata", LIBRIVOX.is_dir, librivox, True),
     Collection("drascula", "free of charge, Alcachofa Soft", "drascula", DRASCULA.is_dir, drascula, True),
+    Collection("readers", "Apache-2.0, SpeechBrain; public domain, LJ Speech", "speechbrain==1.0.1",
+               lambda: READERS.is_file(), readers, True, PIP),
 )  # fmt: skip
 
 
@@ -101,16 +145,20 @@ def make_real(out: Path) -> str:
     missing = [collection for collection in COLLECTIONS if not collection.is_there()]
     if missing:
         names = ", ".join(collection.name for collection in missing)
-        packages = " ".join(collection.install for collection in missing)
-        raise UserError(f"no recordings of {names} on this machine; install them: apt-get install {packages}")
+        commands = [
+            f"{installer} {' '.join(one.install for one in missing if one.installer == installer)}"
+            for installer in dict.fromkeys(one.installer for one in missing)
+        ]
+        raise UserError(f"no recordings of {names} on this machine; get them: {' && '.join(commands)}")
     table = [f"{'folder':<22} {'clips':>5} {'minutes':>7}  licence"]
     for collection in COLLECTIONS:
         try:
             rows, dropped = sort(collection)
         except DAMAGED as error:
+            anew = " --reinstall" if collection.installer == APT else ""
             raise UserError(
-                f"{collection.name} cannot be read ({first_line(error)}); install it anew: "
-                f"apt-get install --reinstall {collection.install}"
+                f"{collection.name} cannot be read ({first_line(error)}); get it anew: "
+                f"{collection.installer}{anew} {collection.install}"
             ) from error
         for folder, members in sorted(rows.items()):
             write_shard(out / folder / f"{collection.name}.parquet", members, dropped)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import io
 import random
 import subprocess
+import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -310,6 +313,40 @@ def test_recordings_of_people_become_sources(monkeypatch, tmp_path) -> None:
     assert source.seconds()[0] == pytest.approx(1.0, abs=1e-3)
 
 
+def archive_of(folder: Path, clips: dict[str, np.ndarray]) -> Path:
+    path = folder / "package.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name, audio in clips.items():
+            wave = io.BytesIO()
+            soundfile.write(wave, audio, 16_000, format="WAV")
+            entry = tarfile.TarInfo(f"{real_speech.READERS_FOLDER}/{name}.wav")
+            entry.size = wave.tell()
+            archive.addfile(entry, io.BytesIO(wave.getvalue()))
+    return path
+
+
+def test_readers_come_out_of_a_package_that_is_the_one_meant(monkeypatch, tmp_path) -> None:
+    clips = {
+        name: 0.1 * np.random.default_rng(number).standard_normal(24_000 if number < 12 else 112_000)
+        for number, name in enumerate(real_speech.READ_SENTENCES)
+    }
+    package = archive_of(tmp_path, clips)
+    (readers,) = [one for one in real_speech.COLLECTIONS if one.name == "readers"]
+    monkeypatch.setattr(real_speech, "READERS", package)
+    monkeypatch.setattr(real_speech, "COLLECTIONS", (readers,))
+    with pytest.raises(
+        UserError, match=r"not the file that PyPI holds.*pip download .* speechbrain==1\.0\.1$"
+    ):
+        real_speech.make_real(tmp_path / "out")
+    monkeypatch.setattr(real_speech, "READERS_SHA256", hashlib.sha256(package.read_bytes()).hexdigest())
+    real_speech.make_real(tmp_path / "out")
+    source = open_source(str(tmp_path / "out/judge/readers"))
+    rows = source.utterances()
+    assert [row.text for row in rows] == list(real_speech.READ_SENTENCES.values())
+    assert {row.speaker for row in rows} == {"spk1", "spk2", "LJ050"}
+    assert np.allclose(source.read(rows[7]), clips["ASR/spk2_snt2"], atol=1e-3)
+
+
 def test_a_damaged_package_is_named(monkeypatch, tmp_path) -> None:
     (tmp_path / "queen.1c").write_bytes(b"QTBLCEM10\0\0\0\1\0\2 and then no more")
     read = functools.partial(games.queen, tmp_path / "queen.1c")
@@ -320,7 +357,15 @@ def test_a_damaged_package_is_named(monkeypatch, tmp_path) -> None:
 
 
 def test_missing_recordings_name_their_packages(monkeypatch, tmp_path) -> None:
-    gone = real_speech.Collection("prompts", "none", "some-sounds ffmpeg", lambda: False, real_speech.prompts)
-    monkeypatch.setattr(real_speech, "COLLECTIONS", (gone,))
-    with pytest.raises(UserError, match=r"no recordings of prompts .* apt-get install some-sounds ffmpeg"):
+    gone = [
+        real_speech.Collection(name, "none", install, lambda: False, real_speech.prompts, True, installer)
+        for name, install, installer in (
+            ("prompts", "some-sounds ffmpeg", real_speech.APT),
+            ("readers", "a-package==1", real_speech.PIP),
+            ("queen", "a-game", real_speech.APT),
+        )
+    ]
+    monkeypatch.setattr(real_speech, "COLLECTIONS", tuple(gone))
+    commands = r"apt-get install some-sounds ffmpeg a-game && pip download .* a-package==1$"
+    with pytest.raises(UserError, match=rf"no recordings of prompts, readers, queen .* {commands}"):
         real_speech.make_real(tmp_path)

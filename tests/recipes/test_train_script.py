@@ -61,7 +61,11 @@ def test_it_trains_on_what_make_speech_writes_and_on_nothing_to_judge_with(tmp_p
         names = [source.partition("*")[0] for source in sources]
         assert set(names[:-2]) == {"train", "words/train", "corpus:train"} | people
         assert all(name.startswith("real/") and name.endswith("/test") for name in names[-2:])
-    assert {one.name for one in real_speech.COLLECTIONS if one.judge_only} == {"librivox", "drascula"}
+    assert {one.name for one in real_speech.COLLECTIONS if one.judge_only} == {
+        "librivox",
+        "drascula",
+        "readers",
+    }
 
 
 def test_the_second_run_begins_at_half_of_what_the_encoder_learned_in_the_first(tmp_path: Path) -> None:
