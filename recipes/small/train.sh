@@ -26,7 +26,7 @@ run() { # FOLDER KEY=VALUE ...
 }
 
 # In the first steps of both the decoder rests, and the two CTC losses teach encoder and projector to listen.
-run "$out/1" training.max_steps=2200 ctc.alone_share=0.55 \
+run "$out/1" training.max_steps=2200 ctc.alone_share=0.55 encoder_lora.lora_alpha=64 \
   training.learning_rate=2e-3 training.decoder_learning_rate=1.5e-3 \
   augmentation.speed_probability=0.4 augmentation.frequency_warp_probability=0.3
 
@@ -46,7 +46,7 @@ with open(sys.argv[1], "r+", encoding="utf-8") as file:
 PYTHON
   mv "$out/half.part" "$out/half"
 fi
-run "$out/2" init_from="$out/half" seed=1 training.max_steps=2350 ctc.alone_share=0.42 encoder_lora.lora_alpha=32 \
+run "$out/2" init_from="$out/half" seed=1 training.max_steps=2350 ctc.alone_share=0.42 \
   training.learning_rate=5e-4 training.encoder_learning_rate=2e-4 training.decoder_learning_rate=1e-3 \
   training.min_learning_rate_ratio=0.02 \
   "augmentation.speed=[0.85,1.15]" augmentation.speed_probability=0.5 \

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from tiny_audio.hub.asr_checkpoint import copy_code, own_state_dict, read_config
 from tiny_audio.hub.asr_modeling import TinyAudioForConditionalGeneration
+from tiny_audio.train.config import compose_config
 
 MODEL = Path(__file__).parents[2] / "models" / "small"
 MOST_BYTES = 25e6
@@ -32,6 +33,14 @@ def test_it_names_the_bases_that_it_was_trained_on() -> None:
     assert config.encoder_base["name"] == "openai/whisper-base" and config.encoder_base["fingerprint"]
     assert config.decoder_base["name"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert config.decoder_base["fingerprint"]
+
+
+def test_the_recipe_that_goes_on_from_it_asks_for_what_it_has() -> None:
+    recipe, model = compose_config(["+experiments=small"]), read_config(str(MODEL))
+    for asked, kept in ((recipe.encoder_lora, model.encoder_lora), (recipe.peft, model.decoder_lora)):
+        assert {key: value for key, value in asked.items() if key != "peft_method"} == kept
+    for key in ("projector_type", "stack_factor", "projector_hidden_size"):
+        assert recipe.model[key] == getattr(model, key)
 
 
 def test_its_code_is_that_of_this_version(tmp_path: Path) -> None:
