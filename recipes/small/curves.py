@@ -1,6 +1,6 @@
 """Draws the losses of one or more runs in a row in one picture, over the hours of audio that were heard.
 
-python -m recipes.small.curves models/small/curves.svg outputs/small ...
+python -m recipes.small.curves models/small/curves.svg outputs/small/1 outputs/small/2
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
 Run it from the root of the repository. OUT/train, OUT/dev, OUT/test, OUT/newvoice/train and OUT/newvoice/test are
 sources for `tiny-audio train data.train=OUT/train`: parquet shards of some minutes each, speech as FLAC. No voice and
 no sentence (of the grammar: no whole utterance) is in two of train, dev and test; `newvoice` is one voice in none
-of them.
+of them (he says digits in corpus:train).
 
 A shard follows from its name and the seed alone. One that is there is not made again: a run that was stopped goes on
 where it stood, and more --hours or more --engines add shards to those that are there.

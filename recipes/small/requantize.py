@@ -1,7 +1,9 @@
 """A copy of a language model whose linear layers are rounded to a few bits: how much does an adapter mind?
 
-    python -m recipes.small.requantize models/SmolLM2 rounded/HuggingFaceTB/SmolLM2-135M-Instruct --bits 4 --group 32
-    TINY_AUDIO_MODELS=rounded tiny-audio eval models/small --data speech/real/prompts/test
+    python -m recipes.small.requantize BASES/HuggingFaceTB/SmolLM2-135M-Instruct \\
+        ROUNDED/HuggingFaceTB/SmolLM2-135M-Instruct --bits 4 --group 64
+    mkdir ROUNDED/openai && cp -R BASES/openai/whisper-base ROUNDED/openai/    # else it comes from the hub
+    TINY_AUDIO_MODELS=ROUNDED tiny-audio eval models/small --data speech/real/prompts/test
 
 Weights are rounded to the nearest of 2^bits - 1 steps, with one scale for each group of a row's weights.
 """

@@ -165,7 +165,7 @@ def speaker(engine: str) -> Callable[[str, Voice, random.Random], Speech]:
 
 # Voices -----------------------------------------------------------------------------------------------------
 
-NEW_VOICE = "flite-awb"  # a Scot; kept out of training for the demonstration of fine-tuning
+NEW_VOICE = "flite-awb"  # a Scot, to fine-tune on; in training he says digits, in the embedded corpus, and nothing else
 # What sounds least like a person, or mumbles English sentences.
 LEFT_OUT_LANGUAGES = ("es+", "de+", "fr+", "it+", "el+", "pl+", "pt+", "nl+", "hi+", "sv+")
 

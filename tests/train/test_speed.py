@@ -39,6 +39,17 @@ def test_what_does_not_run_is_not_counted() -> None:
     assert resting < whole and cached < frozen < whole
 
 
+def test_what_is_left_is_more_than_the_pace_so_far_while_the_decoder_rests() -> None:
+    meter = SpeedMeter(tiny_config("ctc.alone_share=0.45", "training.max_steps=10"), 7.0, 1e9)
+    resting, whole = (meter.cost(LossWeights(share, ctc=1.0)).flops_per_audio_second for share in (0.0, 1.0))
+    assert meter.seconds_left(8.0, 0, 2) == pytest.approx(4 * (3 + 5 * whole / resting))
+    assert meter.seconds_left(5.0, 6, 7) == pytest.approx(15.0)
+    assert meter.seconds_left(9.0, 4, 6) == pytest.approx(9 * 4 * whole / (resting + whole))
+    assert meter.seconds_left(60.0, 0, 10) == 0
+    alone = SpeedMeter(tiny_config("ctc.alone_share=1", "training.max_steps=10"), 7.0, 1e9)
+    assert alone.seconds_left(1.0, 0, 1) == pytest.approx(9.0)
+
+
 def test_a_model_that_is_built_is_counted_without_its_files() -> None:
     config = tiny_config()
     model, _ = build_model(config)

@@ -421,8 +421,11 @@ class Trainer:
                 line = {**(line or {"step": step}), **self.evaluate()}
             self._log_start += time.perf_counter() - started  # the speed is that of training
         if line and self.accelerator.is_main_process:
-            pace = (time.perf_counter() - self._began) / (step - self._first_step)
-            self.report({**line, "seconds_left": pace * (settings.max_steps - step), **self.dollars()})
+            elapsed, done = time.perf_counter() - self._began, step - self._first_step
+            left = elapsed / done * (settings.max_steps - step)
+            if self.meter is not None:
+                left = self.meter.seconds_left(elapsed, self._first_step, step)
+            self.report({**line, "seconds_left": left, **self.dollars()})
         self._save_due |= step % settings.save_steps == 0
         # Not after a skipped step: the weights before it may be what is wrong, and a save drops the oldest checkpoint.
         if last or (self._save_due and self.progress.last_skipped[-1:] != [step]):

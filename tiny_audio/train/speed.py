@@ -6,6 +6,7 @@ that nobody needs, no work done twice) over what the machine's matrix multiplica
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -16,6 +17,7 @@ from omegaconf import DictConfig
 from tiny_audio.data.loader import TrainData
 from tiny_audio.hub.asr_config import TinyAudioConfig
 from tiny_audio.hub.asr_losses import LossWeights
+from tiny_audio.train.build import loss_weights
 from tiny_audio.train.compute import StepCost, cost_of_config
 
 MATRIX_SIZE = {"cuda": 8192, "cpu": 1024}
@@ -73,6 +75,24 @@ class SpeedMeter:
         if kind not in self._costs:
             self._costs[kind] = cost_of_config(self._config, weights, self._clip_seconds, self._architecture)
         return self._costs[kind]
+
+    def seconds_left(self, elapsed: float, first_step: int, step: int) -> float:
+        """Of the run, where the steps from `first_step` to `step` took `elapsed` seconds, evaluations included.
+
+        A step in which the decoder rests multiplies a fraction of what the others do: at the pace of those alone, a
+        run would seem to be over in half of the time that it takes.
+        """
+        return elapsed * self._work(step, self._config.training.max_steps) / self._work(first_step, step)
+
+    def _work(self, first: int, last: int) -> float:
+        """What is multiplied for a second of audio of each step from `first` to before `last`, added up."""
+        resting_until = math.ceil(self._config.ctc.alone_share * self._config.training.max_steps)
+        boundary = min(max(first, resting_until), last)
+        return sum(
+            (end - start) * self.cost(loss_weights(self._config, start)).flops_per_audio_second
+            for start, end in ((first, boundary), (boundary, last))
+            if end > start
+        )
 
     def figures(self, totals: dict[str, float], elapsed: float, weights: LossWeights) -> dict[str, Any]:
         """For a line of metrics.
