@@ -313,6 +313,18 @@ def test_recordings_of_people_become_sources(monkeypatch, tmp_path) -> None:
     assert source.seconds()[0] == pytest.approx(1.0, abs=1e-3)
 
 
+def test_no_voice_to_judge_by_is_among_those_of_the_corpus_that_train() -> None:
+    """train.sh hears corpus:train as well. The new voice says digits there, which the documents say."""
+    heard = {row.speaker for row in open_source("corpus:train").utterances()}
+    by_split = {
+        split: {voice.speaker for voice in synthesizers.voices() if voice.split == split}
+        for split in ("dev", "test", "newvoice")
+    }
+    assert len(heard) > 50 and all(by_split.values())
+    assert not heard & (by_split["dev"] | by_split["test"])
+    assert heard & by_split["newvoice"] == {"awb"}
+
+
 def archive_of(folder: Path, clips: dict[str, np.ndarray]) -> Path:
     path = folder / "package.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
