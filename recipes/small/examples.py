@@ -19,14 +19,10 @@ def best_and_worst(
 ) -> tuple[list[UtteranceResult], list[UtteranceResult]]:
     """At most half of `utterances` each, the best first and the worst first."""
     how_many = min(how_many, len(utterances) // 2)
-
-    def rate_and_length(utterance: UtteranceResult) -> tuple[float, int]:
-        words = max(1, len(utterance.score.reference_normalized.split()))
-        return utterance.score.alignment.counts.errors / words, -words
-
-    best = sorted(utterances, key=rate_and_length)[:how_many]
-    left = [utterance for utterance in utterances if utterance not in best]
-    return best, sorted(left, key=lambda one: (-rate_and_length(one)[0], rate_and_length(one)[1]))[:how_many]
+    longest_first = sorted(utterances, key=lambda one: -one.score.alignment.counts.reference_length)
+    ordered = sorted(longest_first, key=lambda one: one.score.alignment.counts.rate)
+    left = sorted(ordered[how_many:], key=lambda one: -one.score.alignment.counts.rate)
+    return ordered[:how_many], left[:how_many]
 
 
 def table(utterances: Sequence[UtteranceResult]) -> str:
@@ -35,10 +31,8 @@ def table(utterances: Sequence[UtteranceResult]) -> str:
         texts = [
             text.replace("|", "\\|") for text in (utterance.reference, utterance.hypothesis or "(nothing)")
         ]
-        errors = utterance.score.alignment.counts.errors
-        lines.append(
-            f"| {texts[0]} | {texts[1]} | {errors} of {len(utterance.score.reference_normalized.split())} |"
-        )
+        counts = utterance.score.alignment.counts
+        lines.append(f"| {texts[0]} | {texts[1]} | {counts.errors} of {counts.reference_length} |")
     return "\n".join(lines)
 
 

@@ -96,10 +96,8 @@ def readers() -> Iterator[Line]:
         for name, text in READ_SENTENCES.items():
             file = archive.extractfile(f"{READERS_FOLDER}/{name}.wav")
             assert file is not None, name
-            path = Path(name)
-            yield Line(
-                path.name, load_audio(file.read()), text, path.name.partition("_")[0].partition("-")[0]
-            )
+            clip = Path(name).name
+            yield Line(clip, load_audio(file.read()), text, re.split("[-_]", clip)[0])
 
 
 APT, PIP = "apt-get install", "pip download --no-deps --no-binary speechbrain"
