@@ -1,6 +1,6 @@
 """Draws the losses of one or more runs in a row in one picture, over the hours of audio that were heard.
 
-python -m recipes.small.curves models/small/curves.svg outputs/small/1 outputs/small/2
+python -m recipes.small.curves models/small/curves.svg outputs/small/{1,2,3}
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def draw(stages: Sequence[Path], file: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")
     begin = 0.0
     labelled: set[str] = set()
-    for number, folder in enumerate(stages):
+    for folder in stages:
         rows = read_stage(folder)
         for name, (label, colour) in LOSSES.items():
             points = [(begin + row["hours"], row[name]) for row in rows if name in row]
@@ -52,12 +52,11 @@ def draw(stages: Sequence[Path], file: Path) -> None:
                 )
                 labelled.add(name)
         axes.axvline(begin, color=TEXT, linewidth=0.8, linestyle=":")
-        height = 1.0 + 0.06 * (number % 2)  # names of short stages would lie on each other
         place = axes.get_xaxis_transform()
-        axes.text(begin, height, f" {folder.name}", color=TEXT, fontsize=8, va="bottom", transform=place)
+        axes.text(begin, 1.0, f" {folder.name}", color=TEXT, fontsize=8, va="bottom", transform=place)
         begin += rows[-1]["hours"]
     axes.set(yscale="log", xlabel="hours of audio heard", ylabel="loss (nats)")
-    axes.legend(frameon=False, labelcolor=TEXT, loc="upper right", bbox_to_anchor=(0.92, 1))
+    axes.legend(frameon=False, labelcolor=TEXT, loc="upper right", bbox_to_anchor=(0.75, 1))
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=TEXT, which="both")
     for part in (axes.xaxis.label, axes.yaxis.label):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from recipes.small import real_speech
 
@@ -21,6 +22,8 @@ ROOT = Path(__file__).parents[2]
 # Takes the command line as tiny-audio does, up to the point where it would read speech, and leaves a model as it does.
 CHECKER = """import json, sys
 from pathlib import Path
+import numpy
+from safetensors.numpy import save_file
 from tiny_audio.train.config import compose_config
 command, *overrides = sys.argv[1:]
 config = compose_config(overrides)
@@ -32,18 +35,24 @@ print(json.dumps([command, config.output_dir, how, strength, config.encoder_lora
 model = Path(config.output_dir, "model")
 model.mkdir(parents=True)
 (model / "config.json").write_text(json.dumps({"encoder_lora": {"lora_alpha": config.encoder_lora.lora_alpha}}))
+save_file({"audio_tower.lora_B": numpy.float32([Path(config.output_dir).name])}, model / "model.safetensors")
 """
 
 
 def run_script(folder: Path) -> list[Any]:
     """Its runs: command, folder, resumed or anew, alpha that it starts from, alpha, sources."""
-    program = folder / "bin" / "tiny-audio"
-    program.parent.mkdir(exist_ok=True)
+    programs = folder / "bin"
+    programs.mkdir(exist_ok=True)
+    (folder / "speech/kokoro/train").mkdir(parents=True, exist_ok=True)
     checker = folder / "checker.py"
     checker.write_text(CHECKER, encoding="utf-8")
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{checker}" "$@"\n', encoding="utf-8")
-    program.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    for name, command in (
+        ("tiny-audio", f'"{sys.executable}" "{checker}"'),
+        ("python", f'"{sys.executable}"'),
+    ):
+        (programs / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
+        (programs / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         ["bash", str(ROOT / "recipes/small/train.sh"), "speech", "out here"],
         cwd=folder,
@@ -57,9 +66,10 @@ def run_script(folder: Path) -> list[Any]:
 
 def test_it_trains_on_what_make_speech_writes_and_on_nothing_to_judge_with(tmp_path: Path) -> None:
     people = {f"real/{one.name}/train" for one in real_speech.COLLECTIONS if not one.judge_only}
-    for *_, sources in run_script(tmp_path):
+    for number, (*_, sources) in enumerate(run_script(tmp_path), start=1):
         names = [source.partition("*")[0] for source in sources]
-        assert set(names[:-2]) == {"train", "words/train", "corpus:train"} | people
+        more = {"kokoro/train"} if number == 3 else set()
+        assert set(names[:-2]) == {"train", "words/train", "corpus:train"} | people | more
         assert all(name.startswith("real/") and name.endswith("/test") for name in names[-2:])
     assert {one.name for one in real_speech.COLLECTIONS if one.judge_only} == {
         "librivox",
@@ -68,17 +78,35 @@ def test_it_trains_on_what_make_speech_writes_and_on_nothing_to_judge_with(tmp_p
     }
 
 
-def test_the_second_run_begins_at_half_of_what_the_encoder_learned_in_the_first(tmp_path: Path) -> None:
-    first, second = run_script(tmp_path)
+def test_each_run_begins_where_the_one_before_ended_and_the_second_at_half_of_its_encoder(
+    tmp_path: Path,
+) -> None:
+    first, second, third = run_script(tmp_path)
     assert first[:4] == ["train", "out here/1", "anew", 0]
     assert second[:4] == ["train", "out here/2", "anew", first[4] / 2]
-    assert second[4] == second[3], "a config that says otherwise is not followed, and warned of"
+    assert third[:4] == ["train", "out here/3", "anew", second[4]]
+    for run in (second, third):
+        assert run[4] == run[3], "a config that says otherwise is not followed, and warned of"
+
+
+def test_the_model_is_the_mean_of_the_last_two_with_a_weaker_encoder(tmp_path: Path) -> None:
+    *_, last = run_script(tmp_path)
+    model = tmp_path / "out here/model"
+    assert load_file(model / "model.safetensors")["audio_tower.lora_B"].tolist() == [0.75 * 2.5]
+    assert json.loads((model / "config.json").read_text())["encoder_lora"]["lora_alpha"] == last[4]
+
+
+def test_speech_that_is_missing_is_missed_at_once(tmp_path: Path) -> None:
+    script = ["bash", str(ROOT / "recipes/small/train.sh"), "speech"]
+    done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "speech/kokoro/train" in done.stderr
 
 
 def test_a_run_that_was_begun_is_gone_on_with(tmp_path: Path) -> None:
     (tmp_path / "out here/1/checkpoints/step-50").mkdir(parents=True)
-    assert [run[2] for run in run_script(tmp_path)] == ["resumed", "anew"]
-    assert run_script(tmp_path) == [], "both are done"
+    assert [run[2] for run in run_script(tmp_path)] == ["resumed", "anew", "anew"]
+    assert run_script(tmp_path) == [], "all are done"
     shutil.rmtree(tmp_path / "out here/2/model")
     (tmp_path / "out here/2/checkpoints/step-50").mkdir(parents=True)
     assert [run[1:3] for run in run_script(tmp_path)] == [["out here/2", "resumed"]]
