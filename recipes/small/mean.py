@@ -9,6 +9,7 @@ for what is not like the training data (arXiv:2109.01903); so is an encoder that
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shutil
 from collections.abc import Sequence
@@ -30,17 +31,21 @@ def mean(models: Sequence[Path], out: Path, strength: float, alpha: float | None
             this does to its strength is undone in its weights.
 
     Raises:
-        ValueError: Their configs differ, or there is no LoRA on the encoder.
+        ValueError: Their configs differ, there is no LoRA on the encoder, or `out` exists.
     """
+    if out.exists():
+        raise ValueError(f"{out} is there already")
     configs = [json.loads((model / CONFIG_FILE).read_text(encoding="utf-8")) for model in models]
-    states = [load_file(model / WEIGHTS_FILE) for model in models]
-    if any(config != configs[0] for config in configs):
+    keys = {*itertools.chain(*configs)} - {"transformers_version"}
+    different = sorted(key for key in keys if any(one.get(key) != configs[0].get(key) for one in configs))
+    if different:
         raise ValueError(
-            f"{', '.join(map(str, models))}: their config.json differ, so their weights have no mean"
+            f"{', '.join(map(str, models))} differ in {', '.join(different)}, so their weights have no mean"
         )
     if not configs[0].get("encoder_lora"):
         raise ValueError(f"{models[0]} has no LoRA on its encoder")
 
+    states = [load_file(model / WEIGHTS_FILE) for model in models]
     part = out.with_name(out.name + ".part")  # killed half way, it leaves no model that looks whole
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(models[0], part)

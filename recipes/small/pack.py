@@ -1,6 +1,6 @@
 """Puts a trained adapter into models/small, in half the bytes. The code there is links to tiny_audio/hub.
 
-    python -m recipes.small.pack outputs/small/model models/small
+    python -m recipes.small.pack outputs/small/mean models/small
 
 Weights go into bfloat16 files, and are float32 again once loaded: that is what every CPU computes in quickly. The
 tokenizer's file loses its line breaks, which are half of it.

@@ -62,8 +62,10 @@ def test_models_that_are_built_otherwise_are_refused(tmp_path: Path) -> None:
     saved(tmp_path / "two", "encoder_lora.r=2")
     saved(tmp_path / "four", "encoder_lora.r=4")
     saved(tmp_path / "none")
-    with pytest.raises(ValueError, match="differ"):
+    with pytest.raises(ValueError, match="differ in encoder_lora,"):
         mean([tmp_path / "two", tmp_path / "four"], tmp_path / "out", 1.0)
     with pytest.raises(ValueError, match="no LoRA on its encoder"):
         mean([tmp_path / "none"], tmp_path / "out", 0.5)
+    with pytest.raises(ValueError, match="there already"):
+        mean([tmp_path / "two"], tmp_path / "four", 1.0)
     assert not (tmp_path / "out").exists()
