@@ -231,7 +231,8 @@ def _level(waveform: np.ndarray) -> np.ndarray:
     """(S,) samples to levels in decibels, one every `LEVEL_HOP_SECONDS`, of windows twice as long around it."""
     hop = round(LEVEL_HOP_SECONDS * SAMPLING_RATE)
     waveform = np.asarray(waveform, dtype=np.float64)
-    samples = np.pad(waveform - waveform.mean(), hop)  # a constant offset is no sound
+    offset = waveform.sum() / max(len(waveform), 1)  # a constant one is no sound
+    samples = np.pad(waveform - offset, hop)
     energy = np.concatenate([[0.0], np.cumsum(samples**2)])
     return 10 * np.log10((energy[2 * hop :: hop] - energy[: -2 * hop : hop]) / (2 * hop) + 1e-10)
 
