@@ -110,9 +110,9 @@ def examples(processor: Any) -> list[dict[str, Any]]:
     return [processor.encode(noise(seconds, seed), text) for seed, (seconds, text) in enumerate(CLIPS)]
 
 
-def randomize(model: torch.nn.Module, mark: str) -> None:
+def randomize(model: torch.nn.Module, mark: str, seed: int = 1) -> None:
     """Random values for parameters with `mark` in their names (LoRA starts at zero, where nothing shows)."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if mark in name:

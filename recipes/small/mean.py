@@ -18,7 +18,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from tiny_audio.hub.asr_checkpoint import WEIGHTS_FILE
+from tiny_audio.files import replace_folder
+from tiny_audio.hub.asr_checkpoint import ENCODER_PREFIX, WEIGHTS_FILE
+from tiny_audio.hub.asr_lora import LORA_MARK
 from tiny_audio.publish.staging import CONFIG_FILE
 
 
@@ -46,20 +48,18 @@ def mean(models: Sequence[Path], out: Path, strength: float, alpha: float | None
         raise ValueError(f"{models[0]} has no LoRA on its encoder")
 
     states = [load_file(model / WEIGHTS_FILE) for model in models]
-    part = out.with_name(out.name + ".part")  # killed half way, it leaves no model that looks whole
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(models[0], part)
     weights = {name: torch.stack([state[name].float() for state in states]).mean(dim=0) for name in states[0]}
     lora = configs[0]["encoder_lora"]
     alpha = alpha or lora["lora_alpha"]
     for name, weight in weights.items():
-        if "audio_tower" in name and "lora_B" in name:
+        if name.startswith(ENCODER_PREFIX) and f"{LORA_MARK}B." in name:
             weight *= strength * lora["lora_alpha"] / alpha
     lora["lora_alpha"] = alpha
 
-    save_file(weights, part / WEIGHTS_FILE, metadata={"format": "pt"})
-    (part / CONFIG_FILE).write_text(json.dumps(configs[0], indent=2) + "\n", encoding="utf-8")
-    part.rename(out)
+    with replace_folder(out, "free some, and repeat the command") as partial:
+        shutil.copytree(models[0], partial, ignore=shutil.ignore_patterns(WEIGHTS_FILE), dirs_exist_ok=True)
+        save_file(weights, partial / WEIGHTS_FILE, metadata={"format": "pt"})
+        (partial / CONFIG_FILE).write_text(json.dumps(configs[0], indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

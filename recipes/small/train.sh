@@ -34,7 +34,8 @@ run() { # FOLDER KEY=VALUE ...
     training.save_steps=50 training.tracker=none output_dir="$folder" training.resume=$resume "$@" ${asked[@]+"${asked[@]}"}
 }
 
-changed=("augmentation.speed=[0.85,1.15]" augmentation.speed_probability=0.5
+later=(training.learning_rate=5e-4 training.encoder_learning_rate=2e-4 training.min_learning_rate_ratio=0.02
+  "augmentation.speed=[0.85,1.15]" augmentation.speed_probability=0.5
   "augmentation.frequency_warp=[0.88,1.12]" augmentation.frequency_warp_probability=0.5)
 
 # In the first steps of each the decoder rests, and the two CTC losses teach encoder and projector to listen.
@@ -45,12 +46,12 @@ run "$out/1" training.max_steps=2200 ctc.alone_share=0.55 encoder_lora.lora_alph
 # Of what the encoder's adapters learned, half is about the voices that they heard: for others they are better at half
 # their strength (docs/LOG.md). From there, over more changed voices and at lower rates.
 [ -e "$out/half" ] || mean "$out/half" "$out/1/model" --encoder-strength 0.5 --encoder-alpha 32
-run "$out/2" init_from="$out/half" seed=1 training.max_steps=2350 ctc.alone_share=0.42 training.learning_rate=5e-4 \
-  training.encoder_learning_rate=2e-4 training.decoder_learning_rate=1e-3 training.min_learning_rate_ratio=0.02 "${changed[@]}"
+run "$out/2" init_from="$out/half" seed=1 training.max_steps=2350 ctc.alone_share=0.42 \
+  training.decoder_learning_rate=1e-3 "${later[@]}"
 
 # More of that, over Kokoro's voices besides. The mean of the weights at its beginning and at its end makes fewer errors
 # on what was never heard than either, and fewer still at three quarters of the strength of the encoder's adapters.
 train=$train,$speech/kokoro/train*2
-run "$out/3" init_from="$out/2/model" seed=2 training.max_steps=1250 ctc.alone_share=0.45 training.learning_rate=5e-4 \
-  training.encoder_learning_rate=2e-4 training.decoder_learning_rate=6e-4 training.min_learning_rate_ratio=0.02 "${changed[@]}"
+run "$out/3" init_from="$out/2/model" seed=2 training.max_steps=1250 ctc.alone_share=0.45 \
+  training.decoder_learning_rate=6e-4 "${later[@]}"
 [ -e "$out/mean" ] || mean "$out/mean" "$out/2/model" "$out/3/model" --encoder-strength 0.75

@@ -8,17 +8,14 @@ import pytest
 import torch
 
 from recipes.small.mean import mean
-from tests.tiny_models import tiny_model
+from tests.tiny_models import randomize, tiny_model
 from tiny_audio.hub.asr_checkpoint import load_model
 
 
 def saved(folder: Path, *overrides: str) -> dict[str, torch.Tensor]:
     model, processor = tiny_model("peft.r=2", *overrides)
-    torch.manual_seed(len(list(folder.parent.iterdir())))  # each has its own weights
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "lora_" in name or "projector" in name:
-                weight.normal_(std=0.1)
+    for mark in ("lora_", "projector"):
+        randomize(model, mark, seed=sum(folder.name.encode()))  # each has its own weights
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return model.state_dict()

@@ -36,7 +36,8 @@ model = Path(config.output_dir, "model")
 model.mkdir(parents=True, exist_ok=True)
 Path(config.output_dir, "metrics.json").write_text("{}")
 (model / "config.json").write_text(json.dumps({"encoder_lora": {"lora_alpha": config.encoder_lora.lora_alpha}}))
-save_file({"audio_tower.lora_B": numpy.float32([Path(config.output_dir).name])}, model / "model.safetensors")
+weights = {"model.audio_tower.fc1.lora_B.default.weight": numpy.float32([Path(config.output_dir).name])}
+save_file(weights, model / "model.safetensors")
 """
 
 
@@ -94,14 +95,18 @@ def test_each_run_begins_where_the_one_before_ended_and_the_second_at_half_of_it
     assert second[:4] == ["train", "out here/2", "anew", first[4] / 2]
     assert third[:4] == ["train", "out here/3", "anew", second[4]]
     # Half the strength at half the alpha: the weights themselves are those of the first run.
-    assert load_file(out / "half/model.safetensors")["audio_tower.lora_B"].tolist() == [1.0]
+    assert load_file(out / "half/model.safetensors")[
+        "model.audio_tower.fc1.lora_B.default.weight"
+    ].tolist() == [1.0]
     for run in (second, third):
         assert run[4] == run[3], "a config that says otherwise is not followed, and warned of"
 
 
 def test_the_model_is_the_mean_of_the_last_two_with_a_weaker_encoder(whole: tuple[Path, list[Any]]) -> None:
     out, (*_, last) = whole
-    assert load_file(out / "mean/model.safetensors")["audio_tower.lora_B"].tolist() == [0.75 * 2.5]
+    assert load_file(out / "mean/model.safetensors")[
+        "model.audio_tower.fc1.lora_B.default.weight"
+    ].tolist() == [0.75 * 2.5]
     assert json.loads((out / "mean/config.json").read_text())["encoder_lora"]["lora_alpha"] == last[4]
 
 
