@@ -26,6 +26,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def plan(hours: float, engines: list[str]) -> list[Shard]:
 def make_shard(shard: Shard, out: Path, seed: int, texts: Sequence[str]) -> None:
     """Writes the parquet file of a shard. Raises UserError where too many clips are no speech at all."""
     rng = random.Random(f"{seed} {shard.name}")
-    speak = synthesizers.speaker(shard.engine)
+    speak = synthesizers.ENGINES[shard.engine].load(zlib.crc32(f"{seed} {shard.name}".encode()))
     voices = synthesizers.voices_of(shard.engine, shard.split.partition("/")[0])
     weights = [voice.weight for voice in voices]
     text_split = {"newvoice/train": "train", "newvoice/test": "test"}.get(shard.split, shard.split)

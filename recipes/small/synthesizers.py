@@ -1,4 +1,4 @@
-"""The synthesisers as one protocol: a sentence and a voice in, speech out. Each is loaded once a process."""
+"""The synthesisers as one protocol: a sentence and a voice in, speech out."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from tiny_audio.corpus.voices import Voice, table
 from tiny_audio.errors import UserError
 
 Speech = tuple[np.ndarray, int]  # float32 (samples,) within [-1, 1], and its sampling rate
+Speak = Callable[[str, Voice, random.Random], Speech]
 LONGEST_INPUT = 500  # symbols that Kokoro takes: its tables of styles have 510 rows
 KOKORO_STYLES = Path("node_modules/kokoro-js/voices")
 STYLES_VARIABLE = "TINY_AUDIO_KOKORO_STYLES"
@@ -38,7 +39,10 @@ SIZE_RANGE = (
 
 @dataclass(frozen=True)
 class Engine:
-    """One synthesiser. `share` is that of all hours; `speed` the seconds of speech that one core makes in a second."""
+    """One synthesiser. `share` is that of all hours; `speed` the seconds of speech that one core makes in a second.
+
+    `load(seed)` makes its `speak(text, voice, rng)`. The seed is for what draws numbers out of reach of `rng`.
+    """
 
     name: str
     share: float
@@ -46,7 +50,7 @@ class Engine:
     licence: str
     install: str
     is_there: Callable[[], bool]
-    load: Callable[[], Callable[[str, Voice, random.Random], Speech]]
+    load: Callable[[int], Speak]
 
 
 def _has(*modules: str) -> bool:
@@ -56,7 +60,7 @@ def _has(*modules: str) -> bool:
 # The engines ------------------------------------------------------------------------------------------------
 
 
-def _load_espeak() -> Callable[[str, Voice, random.Random], Speech]:
+def _load_espeak(_seed: int) -> Speak:
     engine = Espeak()
 
     def speak(text: str, voice: Voice, rng: random.Random) -> Speech:
@@ -71,7 +75,7 @@ def _load_espeak() -> Callable[[str, Voice, random.Random], Speech]:
     return speak
 
 
-def _load_flite() -> Callable[[str, Voice, random.Random], Speech]:
+def _load_flite(_seed: int) -> Speak:
     def speak(text: str, voice: Voice, rng: random.Random) -> Speech:
         with tempfile.TemporaryDirectory() as folder:
             wave, words = Path(folder) / "speech.wav", Path(folder) / "words.txt"
@@ -84,7 +88,7 @@ def _load_flite() -> Callable[[str, Voice, random.Random], Speech]:
     return speak
 
 
-def _load_hibari() -> Callable[[str, Voice, random.Random], Speech]:
+def _load_hibari(_seed: int) -> Speak:
     import hibari
 
     engine = hibari.Hibari()
@@ -97,8 +101,8 @@ def _load_hibari() -> Callable[[str, Voice, random.Random], Speech]:
     return speak
 
 
-def _load_piper() -> Callable[[str, Voice, random.Random], Speech]:
-    engine = Piper()
+def _load_piper(seed: int) -> Speak:
+    engine = Piper(seed)
 
     def speak(text: str, voice: Voice, rng: random.Random) -> Speech:
         size = float(voice.name)
@@ -110,7 +114,7 @@ def _load_piper() -> Callable[[str, Voice, random.Random], Speech]:
     return speak
 
 
-def _load_kokoro() -> Callable[[str, Voice, random.Random], Speech]:
+def _load_kokoro(_seed: int) -> Speak:
     engine, phonemizer = Kokoro(kokoro_styles()), Phonemizer()
 
     def speak(text: str, voice: Voice, rng: random.Random) -> Speech:
@@ -155,12 +159,6 @@ ENGINES = {
                and kokoro_styles().is_dir() and bool(espeak_library()), _load_kokoro),
     )
 }  # fmt: skip
-
-
-@functools.cache
-def speaker(engine: str) -> Callable[[str, Voice, random.Random], Speech]:
-    """The `speak(text, voice, rng)` of an engine, loaded once a process."""
-    return ENGINES[engine].load()
 
 
 # Voices -----------------------------------------------------------------------------------------------------
