@@ -92,8 +92,9 @@ def plan(hours: float, engines: list[str]) -> list[Shard]:
 
 def make_shard(shard: Shard, out: Path, seed: int, texts: Sequence[str]) -> None:
     """Writes the parquet file of a shard. Raises UserError where too many clips are no speech at all."""
-    rng = random.Random(f"{seed} {shard.name}")
-    speak = synthesizers.ENGINES[shard.engine].load(zlib.crc32(f"{seed} {shard.name}".encode()))
+    origin = f"{seed} {shard.name}"
+    rng = random.Random(origin)
+    speak = synthesizers.ENGINES[shard.engine].load(zlib.crc32(origin.encode()))
     voices = synthesizers.voices_of(shard.engine, shard.split.partition("/")[0])
     weights = [voice.weight for voice in voices]
     text_split = {"newvoice/train": "train", "newvoice/test": "test"}.get(shard.split, shard.split)
